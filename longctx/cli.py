@@ -1,0 +1,103 @@
+"""From a command line to a typed configuration: what the entry points share.
+
+The one home of Hydra beside them. It accepts what launchers append (`--local_rank`), lets
+`model=` be a path, and turns every user's mistake into one line and exit code 2.
+"""
+
+import dataclasses
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.errors import HydraException
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from longctx.config import build
+from longctx.errors import UserError
+from longctx.parallel.mesh import first_to
+
+ROOT = Path(__file__).resolve().parent.parent
+CONF = ROOT / "conf"
+
+
+def prepare(arguments: list[str]) -> list[str]:
+    """The arguments as Hydra wants them.
+
+    Args:
+        arguments: of the command line, without the program's name.
+
+    Raises:
+        UserError: if `model=` is neither a name in conf/model nor something that can be loaded.
+    """
+    kept = [a for a in arguments if not a.startswith(("--local_rank", "--local-rank"))]
+    return [part for a in kept for part in _model_by_path(a)]
+
+
+def _model_by_path(argument: str) -> list[str]:
+    key, _, value = argument.partition("=")
+    names = sorted(p.stem for p in (CONF / "model").glob("*.yaml"))
+    if key != "model" or not value or "," in value or value in names:
+        return [argument]
+    exists = Path(value).exists()
+    hub = value.count("/") == 1 and not value.startswith((".", "/"))
+    if not exists and not hub:
+        raise UserError(f"model={value} is neither a path nor one of {', '.join(names)}")
+    path = str(Path(value).resolve()) if exists else value
+    return ["model=path", f"model.path='{path}'", f"model.name='{Path(path).stem}'"]
+
+
+def run(task: Callable[[Any], None], schema: type, config_name: str, schema_name: str) -> None:
+    """Composes a configuration, makes it a `schema` and calls `task` with it.
+
+    Never returns normally after a user's mistake: prints `error: ...` and exits with 2.
+
+    Args:
+        task: what to do with the typed configuration.
+        schema: a frozen dataclass.
+        config_name: the YAML in conf/ to start from.
+        schema_name: how that YAML's defaults list calls the schema.
+    """
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions through; they are worded below
+    OmegaConf.register_new_resolver("root", lambda: str(ROOT), replace=True)
+    ConfigStore.instance().store(name=schema_name, node=_thawed(schema))
+
+    @hydra.main(version_base=None, config_path=str(CONF), config_name=config_name)
+    def compose(config: DictConfig) -> None:
+        values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+        task(build(schema, values, config_name))
+
+    try:
+        sys.argv[1:] = prepare(sys.argv[1:])
+        compose()
+    except (UserError, HydraException, OmegaConfBaseException) as error:
+        line = _one_line(error)
+        if first_to(f"report {line}"):
+            sys.stdout.flush()
+            print(f"error: {line}", file=sys.stderr, flush=True)
+        sys.stderr.flush()
+        os._exit(2)  # a rank must not wait for others in some library's exit handler
+
+
+def _thawed(kind: Any) -> type:
+    """A twin of a frozen dataclass that OmegaConf may merge into; its parts too."""
+    parts: list[Any] = []
+    hints = get_type_hints(kind)
+    for f in dataclasses.fields(kind):
+        hint = _thawed(hints[f.name]) if dataclasses.is_dataclass(hints[f.name]) else hints[f.name]
+        bare = f.default is dataclasses.MISSING
+        parts.append((f.name, hint, dataclasses.field(default=MISSING if bare else f.default)))
+    return dataclasses.make_dataclass(kind.__name__, parts)
+
+
+def _one_line(error: Exception) -> str:
+    """The sentence of an error that may have many lines."""
+    cause = error.__cause__ or error
+    text = str(cause if isinstance(cause, UserError) else error)
+    lines = [" ".join(x.split()) for x in text.splitlines()]
+    lines = [x for x in lines if x and not x.startswith(("object_type=", "reference_type="))]
+    return "; ".join(lines)

@@ -1,0 +1,293 @@
+"""The typed run: every setting, its unit and its meaning. Values stand in `conf/`, not here.
+
+An unknown or ill-typed key fails when the configuration is composed, with the key's name.
+"""
+
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any, TypeVar, get_type_hints
+
+from longctx.errors import UserError
+
+T = TypeVar("T")
+
+
+def choice(value: str, allowed: tuple[str, ...], key: str) -> None:
+    """Raises UserError unless `value` is one of `allowed`; `key` names the setting."""
+    if value not in allowed:
+        raise UserError(f"{key}={value!r} is not one of {', '.join(allowed)}")
+
+
+def positive(value: float, key: str) -> None:
+    """Raises UserError unless `value` is above zero; `key` names the setting."""
+    if not value > 0:
+        raise UserError(f"{key}={value} must be above 0")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A pretrained model, or an architecture to start from random weights.
+
+    Args:
+        name: short name, for run directories and reports.
+        path: a directory, a `.gguf` file, or a hub name. None: random weights.
+        architecture: transformers config fields, with `model_type`. Needed when `path` is None;
+            beside a path it lets plans be made without the weights.
+        tokenizer: where the tokenizer is. None: the model's path.
+    """
+
+    name: str
+    path: str | None
+    architecture: dict[str, Any]
+    tokenizer: str | None
+
+
+@dataclass(frozen=True)
+class RopeConfig:
+    """How the rotary frequencies are scaled; see `longctx/rope.py` for the formulas.
+
+    Args:
+        name: `none | pi | ntk | dynamic_ntk | yarn`.
+        factor: window extension s = L'/L. None: ceil(target / the model's own window).
+        target: window to reach, tokens. Ignored where `factor` is given.
+        beta_fast: YaRN only, rotations above which a dimension is left alone.
+        beta_slow: YaRN only, rotations below which a dimension is fully interpolated.
+    """
+
+    name: str = "none"
+    factor: float | None = None
+    target: int | None = None
+    beta_fast: float | None = None
+    beta_slow: float | None = None
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """Full fine-tuning, or low-rank adapters through peft.
+
+    Args:
+        name: `none | lora`.
+        rank: rank r of the update.
+        alpha: the update is scaled by alpha / rank.
+        targets: names of the linear layers that get an adapter.
+        also_train: name parts of parameters trained in full beside the adapters.
+    """
+
+    name: str
+    rank: int
+    alpha: float
+    targets: list[str]
+    also_train: list[str]
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Token stores and how rows are made of them.
+
+    Args:
+        store: token-store directories to train on.
+        held_out: token-store directories for periodic evaluation; empty: none.
+        seq_len: row length s, tokens.
+        packing: `concat` (documents joined and cut, as the papers do) or `best_fit` (whole
+            documents; only those longer than a row are cut).
+        mask_documents: attention stays inside a document (positions restart at each).
+    """
+
+    store: list[str]
+    held_out: list[str]
+    seq_len: int
+    packing: str
+    mask_documents: bool
+
+    def __post_init__(self) -> None:
+        positive(self.seq_len, "data.seq_len")
+        choice(self.packing, ("concat", "best_fit"), "data.packing")
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW and its learning-rate schedule.
+
+    Args:
+        lr: peak learning rate.
+        betas: Adam's two decay rates.
+        eps: Adam's epsilon.
+        weight_decay: decoupled decay, applied to matrices only.
+        clip: maximum global gradient norm; 0 switches clipping off.
+        schedule: `constant | linear | cosine`, after the warm-up.
+        warmup_steps: steps of linear warm-up.
+        warmup_from: learning rate of the first warm-up step as a fraction of `lr`.
+        final_fraction: learning rate at the last step as a fraction of `lr` (linear, cosine).
+    """
+
+    lr: float
+    betas: list[float]
+    eps: float
+    weight_decay: float
+    clip: float
+    schedule: str
+    warmup_steps: int
+    warmup_from: float
+    final_fraction: float
+
+    def __post_init__(self) -> None:
+        positive(self.lr, "optim.lr")
+        choice(self.schedule, ("constant", "linear", "cosine"), "optim.schedule")
+
+
+@dataclass(frozen=True)
+class ParallelConfig:
+    """How a step is spread over processes.
+
+    Args:
+        zero_stage: DeepSpeed ZeRO 0-3: what is sharded (1 optimizer, 2 + gradients, 3 + weights).
+        activation_checkpointing: recompute each layer in the backward pass.
+    """
+
+    zero_stage: int
+    activation_checkpointing: bool
+
+    def __post_init__(self) -> None:
+        if self.zero_stage not in (0, 1, 2, 3):
+            raise UserError(f"parallel.zero_stage={self.zero_stage} is not one of 0, 1, 2, 3")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The loop.
+
+    Args:
+        max_steps: optimizer steps.
+        batch_rows: rows per optimizer step, over all ranks.
+        micro_batch_rows: rows per rank in one forward pass.
+        dtype: `fp32 | bf16`, of the weights in the forward and backward pass.
+        export_dtype: `fp32 | bf16`, of the exported weights.
+        eval_every: steps between held-out evaluations; 0: only at the end.
+        eval_rows: held-out rows per evaluation.
+        save_every: steps between checkpoints; 0: only at the end.
+        keep_last: checkpoints kept; 0 keeps all.
+    """
+
+    max_steps: int
+    batch_rows: int
+    micro_batch_rows: int
+    dtype: str
+    export_dtype: str
+    eval_every: int
+    eval_rows: int
+    save_every: int
+    keep_last: int
+
+    def __post_init__(self) -> None:
+        for key in ("max_steps", "batch_rows", "micro_batch_rows"):
+            positive(getattr(self, key), f"train.{key}")
+        choice(self.dtype, ("fp32", "bf16"), "train.dtype")
+        choice(self.export_dtype, ("fp32", "bf16"), "train.export_dtype")
+
+    def accumulation(self, dp_size: int) -> int:
+        """Micro-batches per rank and step.
+
+        Raises:
+            UserError: if the rows of a step cannot be dealt out evenly.
+        """
+        per_pass = self.micro_batch_rows * dp_size
+        if self.batch_rows % per_pass:
+            raise UserError(
+                f"train.batch_rows={self.batch_rows} is not a multiple of "
+                f"train.micro_batch_rows={self.micro_batch_rows} x {dp_size} ranks = {per_pass}"
+            )
+        return self.batch_rows // per_pass
+
+    def check_rows(self, dp_size: int) -> None:
+        """Raises UserError unless training and evaluation rows can be dealt out evenly."""
+        self.accumulation(dp_size)
+        if self.eval_rows % (self.micro_batch_rows * dp_size):
+            raise UserError(
+                f"train.eval_rows={self.eval_rows} is not a multiple of "
+                f"train.micro_batch_rows={self.micro_batch_rows} x {dp_size} ranks"
+            )
+
+
+@dataclass(frozen=True)
+class WandbConfig:
+    """Where wandb files a run.
+
+    Args:
+        project: project name.
+        entity: user or team; None: wandb's default.
+        mode: `auto` (online with a key, else offline) `| online | offline`.
+    """
+
+    project: str
+    entity: str | None
+    mode: str
+
+    def __post_init__(self) -> None:
+        choice(self.mode, ("auto", "online", "offline"), "wandb.mode")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One training run.
+
+    Args:
+        name: the recipe's name.
+        builder: module that holds the RECIPE, below `recipes`.
+        model, rope, adapter, data, optim, parallel, train, wandb: see their classes.
+        attention: `name` of a method in `longctx/attention/` and that method's own numbers.
+        logger: `wandb | none`; metrics.jsonl is written in any case.
+        resume: `auto` (newest valid checkpoint of run_dir, else start) `| none |` a checkpoint.
+        dry_run: print the resolved run, its batch arithmetic and memory plan, and stop.
+        seed: of initialisation, data order and dropout.
+        run_dir: where everything of this run is written.
+    """
+
+    name: str
+    builder: str
+    model: ModelConfig
+    attention: dict[str, Any]
+    rope: RopeConfig
+    adapter: AdapterConfig
+    data: DataConfig
+    optim: OptimConfig
+    parallel: ParallelConfig
+    train: TrainConfig
+    wandb: WandbConfig
+    logger: str
+    resume: str
+    dry_run: bool
+    seed: int
+    run_dir: str
+
+    def __post_init__(self) -> None:
+        choice(self.logger, ("wandb", "none"), "logger")
+        if not self.builder.startswith("recipes."):
+            raise UserError(f"builder={self.builder!r} must be a module below recipes")
+        if self.train.dtype == "bf16" and self.parallel.zero_stage == 0:
+            raise UserError(
+                "train.dtype=bf16 needs parallel.zero_stage >= 1: DeepSpeed's stage 0 takes a "
+                "wrong first Adam step in bf16"
+            )
+
+
+def build(kind: type[T], values: dict[str, Any], where: str) -> T:
+    """A dataclass and its parts from nested dictionaries, as `dataclasses.asdict` makes them.
+
+    Args:
+        kind: the dataclass.
+        values: a value for every field.
+        where: what is being read, for the message.
+
+    Raises:
+        UserError: if a key is missing or unknown, for example from another version, or if a value
+            is not allowed.
+    """
+    names = {f.name for f in fields(kind)}  # type: ignore[arg-type]
+    if names != set(values):
+        odd = ", ".join(sorted(names ^ set(values)))
+        raise UserError(f"{where} was written by another version of longctx: {odd}")
+    hints = get_type_hints(kind)
+    parts = {
+        key: build(hints[key], value, f"{where}.{key}") if is_dataclass(hints[key]) else value
+        for key, value in values.items()
+    }
+    return kind(**parts)

@@ -1,0 +1,96 @@
+"""What a run will do and need, before it starts: batch arithmetic, memory, the model's header.
+
+Computed from the configuration and the model's shapes alone (meta device: no weight is made).
+The memory plan counts what a formula gives; see `report` for what it leaves out.
+"""
+
+import os
+from dataclasses import asdict
+
+import yaml
+from torch import nn
+
+from longctx.config import RunConfig
+from longctx.models.load import architecture_of, build_model, describe
+from longctx.train.loss import LOGITS_BYTES
+
+GIB = 2**30
+
+
+def batch_arithmetic(run: RunConfig, ranks: int) -> str:
+    """tokens per rank x ranks x accumulation = tokens per step, in one line.
+
+    Raises:
+        UserError: if the rows of a step cannot be dealt out evenly.
+    """
+    passes = run.train.accumulation(ranks)
+    per_rank = run.train.micro_batch_rows * run.data.seq_len
+    total = per_rank * ranks * passes
+    return (
+        f"{per_rank:,} tokens per rank x {ranks} ranks x {passes} accumulation "
+        f"= {total:,} tokens per step; x {run.train.max_steps:,} steps "
+        f"= {total * run.train.max_steps / 1e9:.3g}B tokens"
+    )
+
+
+def memory(run: RunConfig, parameters: int, trained: int, ranks: int) -> dict[str, float]:
+    """Bytes per rank of what a formula gives.
+
+    Mixed precision keeps bf16 weights and gradients and, per trained parameter, an fp32 copy and
+    two Adam moments; ZeRO 1 shards those over the ranks, 2 also the gradients, 3 also the weights.
+
+    Args:
+        run: the run.
+        parameters: of the model.
+        trained: of them, trained.
+        ranks: data-parallel size.
+    """
+    width = 2 if run.train.dtype == "bf16" else 4
+    stage = run.parallel.zero_stage
+    master = 4 if width == 2 or stage else 0
+    return {
+        "weights": width * parameters / (ranks if stage == 3 else 1),
+        "gradients": width * trained / (ranks if stage >= 2 else 1),
+        "optimizer": (8 + master) * trained / (ranks if stage >= 1 else 1),
+    }
+
+
+def activations(run: RunConfig, model: nn.Module) -> dict[str, float]:
+    """Bytes per rank for one micro-batch: layer inputs kept, and the logits that exist at once."""
+    tokens = run.train.micro_batch_rows * run.data.seq_len
+    width = 2 if run.train.dtype == "bf16" else 4
+    config = model.config
+    inputs = tokens * config.hidden_size * config.num_hidden_layers * width
+    logits = min(LOGITS_BYTES, 4 * tokens * config.vocab_size)
+    return {"layer inputs": float(inputs), "logits and their gradient": 2.0 * logits}
+
+
+def report(run: RunConfig) -> str:
+    """The resolved run with its arithmetic and memory plan, as `dry_run=true` prints it.
+
+    Activations inside a layer are not in the plan: with activation checkpointing one layer's
+    worth exists at a time, without it all of them.
+    """
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    architecture = run.model.architecture or architecture_of(str(run.model.path))
+    model = build_model(architecture, run.attention, run.rope, run.train.dtype, meta=True)
+    parameters = sum(p.numel() for p in model.parameters())
+    lines = [yaml.safe_dump(asdict(run), sort_keys=False)]
+    lines += [f"batch: {batch_arithmetic(run, ranks)}", _model_line(model)]
+    plan = memory(run, parameters, parameters, ranks) | activations(run, model)
+    lines += [f"memory per rank, {name}: {size / GIB:.3f} GiB" for name, size in plan.items()]
+    lines += [f"memory per rank, sum: {sum(plan.values()) / GIB:.3f} GiB"]
+    return "\n".join(lines)
+
+
+def header(run: RunConfig, model: nn.Module, ranks: int) -> str:
+    """The first lines of a run: what is trained, on what, how much at a time."""
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    lines = [f"{run.name} -> {run.run_dir}", _model_line(model)]
+    lines += [f"trained parameters: {trained:,}; ZeRO {run.parallel.zero_stage}, {run.train.dtype}"]
+    return "\n".join([*lines, f"batch: {batch_arithmetic(run, ranks)}"])
+
+
+def _model_line(model: nn.Module) -> str:
+    facts = describe(model)
+    return "model: " + ", ".join(f"{k} {v:.7g}" if isinstance(v, float) else f"{k} {v}" for k, v in facts.items())

@@ -1,0 +1,53 @@
+"""The recipe contract: four functions, and all that the trainer knows of a method."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor, nn
+
+from longctx.batch import Batch
+from longctx.config import RunConfig
+
+
+class Loader(Protocol):
+    """`batch = f(seed, step, dp_rank, dp_size)`: no hidden state, so a run resumes by one integer."""
+
+    def step(self, step: int, dp_rank: int, dp_size: int) -> list[Batch]:
+        """This rank's micro-batches of optimizer step `step`."""
+        ...
+
+    @property
+    def digest(self) -> str:
+        """Changes when the tokens or their order would; checked on resume."""
+        ...
+
+    def __len__(self) -> int:
+        """Rows in one epoch."""
+        ...
+
+
+@dataclass(frozen=True)
+class Data:
+    """Training rows, and held-out rows (None: no periodic evaluation)."""
+
+    train: Loader
+    held_out: Loader | None
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to build, feed, score and select.
+
+    Args:
+        build_model: the model of a run, weights loaded, on CPU.
+        build_data: its loaders.
+        loss: `(model, batch) -> (sum, count)`, the summed loss over scored tokens and their number,
+            both scalars; the trainer divides by the global count.
+        trainable: the parameters to train, by name; all others are frozen.
+    """
+
+    build_model: Callable[[RunConfig], nn.Module]
+    build_data: Callable[[RunConfig], Data]
+    loss: Callable[[nn.Module, Batch], tuple[Tensor, Tensor]]
+    trainable: Callable[[nn.Module], dict[str, nn.Parameter]]

@@ -1,0 +1,209 @@
+"""Checkpoints that any ZeRO stage and any number of ranks can resume, and that are never half there.
+
+`checkpoints/step_00000100/` holds one safetensors file per rank (that rank's share of the trained
+parameters: fp32 weight and both Adam moments, whole) and `checkpoint.json`. Everything is written
+into a `.tmp` directory, flushed, and renamed by rank 0 when all ranks are done; a directory with
+the final name is therefore complete, and its checksums say whether it still is.
+12 bytes per trained parameter; a rank holds its share in memory while it writes.
+"""
+
+import json
+import os
+import shutil
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from longctx.errors import UserError
+from longctx.parallel.mesh import Mesh
+
+INDEX = "checkpoint.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A finished checkpoint on disk.
+
+    Args:
+        path: its directory.
+        meta: the content of `checkpoint.json`.
+    """
+
+    path: Path
+    meta: dict[str, Any]
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps taken."""
+        return int(self.meta["step"])
+
+    def state(self) -> Iterator[tuple[str, dict[str, Tensor]]]:
+        """Each trained parameter's name with its weight and moments."""
+        for file in self.meta["files"]:
+            with safe_open(self.path / file, framework="pt") as shard:
+                names = sorted({key.rpartition("/")[0] for key in shard.keys()})  # noqa: SIM118
+                for name in names:
+                    kinds = ("weight", "exp_avg", "exp_avg_sq")
+                    yield name, {kind: shard.get_tensor(f"{name}/{kind}") for kind in kinds}
+
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Each trained parameter's name and fp32 weight."""
+        for name, values in self.state():
+            yield name, values["weight"]
+
+
+def fingerprint(model: nn.Module) -> dict[str, str]:
+    """What must be the same on resume: trained names and shapes, frozen weights, rope frequencies.
+
+    Reads every frozen weight once (some GB/s). Taken before an engine may shard the weights.
+    """
+    shapes, frozen = [], 0
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            shapes.append(f"{name}{tuple(parameter.shape)}")
+        else:
+            frozen = _crc(parameter, frozen)
+    for name, buffer in model.named_buffers():
+        if "inv_freq" in name:
+            frozen = _crc(buffer, frozen)
+    trained = zlib.crc32(" ".join(sorted(shapes)).encode())
+    return {"trained": f"{trained:08x}", "fixed": f"{frozen:08x}"}
+
+
+def _crc(tensor: Tensor, start: int) -> int:
+    raw = tensor.detach().cpu().contiguous().view(torch.uint8)
+    return zlib.crc32(memoryview(raw.reshape(-1).numpy()), start)
+
+
+def save(
+    root: Path,
+    step: int,
+    state: Iterator[tuple[str, dict[str, Tensor]]],
+    about: dict[str, Any],
+    mesh: Mesh,
+) -> Path:
+    """Writes `root/step_XXXXXXXX`. Collective.
+
+    Args:
+        root: the run's `checkpoints` directory.
+        step: optimizer steps taken.
+        state: `Engine.state()`.
+        about: JSON-able facts to keep beside it: configuration, fingerprint, tokens seen.
+        mesh: the ranks; each writes an equal share of the parameters.
+
+    Raises:
+        UserError: if the disk is full. No checkpoint is left behind then.
+    """
+    final = root / f"step_{step:08d}"
+    partial = final.with_suffix(".tmp")
+    if mesh.main:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+    mesh.barrier()
+    name = f"state_{mesh.dp_rank:05d}_of_{mesh.dp_size:05d}.safetensors"
+    mine: dict[str, Tensor] = {}
+    share = [0] * mesh.dp_size
+    for key, values in state:
+        owner = share.index(min(share))
+        share[owner] += values["weight"].numel()
+        if owner == mesh.dp_rank:
+            mine |= {f"{key}/{kind}": v.float().contiguous() for kind, v in values.items()}
+    failure = _write(partial / name, mine)
+    if mesh.sum(failure is not None):
+        if mesh.main:
+            shutil.rmtree(partial, ignore_errors=True)
+        mesh.barrier()
+        raise UserError(f"{final} could not be written: {failure or 'a rank failed'}")
+    if mesh.main:
+        files = sorted(p.name for p in partial.glob("state_*.safetensors"))
+        checks = {f: _file_check(partial / f) for f in files}
+        _write_json(partial / INDEX, {"step": step, **about, "files": checks})
+        shutil.rmtree(final, ignore_errors=True)
+        partial.rename(final)
+    mesh.barrier()
+    return final
+
+
+def _write(path: Path, tensors: dict[str, Tensor]) -> str | None:
+    """Writes and flushes a file; the reason if that failed."""
+    try:
+        save_file(tensors, path)
+        with path.open("rb+") as file:
+            os.fsync(file.fileno())
+    except (OSError, SafetensorError) as error:
+        return str(error)
+    return None
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    with path.open("w") as file:
+        json.dump(value, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _file_check(path: Path) -> list[int]:
+    """Size in bytes and CRC32."""
+    crc = 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 24):
+            crc = zlib.crc32(block, crc)
+    return [path.stat().st_size, crc]
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """The checkpoint in `path`, its files checked.
+
+    Raises:
+        UserError: if it is not a checkpoint or is damaged.
+    """
+    try:
+        meta = json.loads((path / INDEX).read_text())
+        expected = meta["files"]
+    except (OSError, ValueError, KeyError):
+        raise UserError(f"{path} is not a checkpoint: it has no readable {INDEX}") from None
+    for file, check in expected.items():
+        if not (path / file).is_file() or _file_check(path / file) != check:
+            raise UserError(f"{path / file} is damaged or missing")
+    return Checkpoint(path, meta)
+
+
+def newest(root: Path) -> tuple[Checkpoint | None, list[str]]:
+    """The newest valid checkpoint below `root`, and a line for each newer one that is not."""
+    problems = []
+    for path in sorted(root.glob("step_*[0-9]"), reverse=True):
+        try:
+            return open_checkpoint(path), problems
+        except UserError as error:
+            problems.append(str(error))
+    return None, problems
+
+
+def prune(root: Path, keep_last: int) -> None:
+    """Deletes all but the newest `keep_last` checkpoints; 0 keeps all."""
+    found = sorted(root.glob("step_*[0-9]"))
+    for old in found[:-keep_last] if keep_last else []:
+        shutil.rmtree(old)
+
+
+def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
+    """Copies a checkpoint's weights into `model`, cast to its dtype.
+
+    Raises:
+        UserError: if the model has no parameter of that name and shape.
+    """
+    own = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, weight in checkpoint.weights():
+            if name not in own or own[name].shape != weight.shape:
+                raise UserError(
+                    f"{checkpoint.path} is of another model: it has {name} {list(weight.shape)}"
+                )
+            own[name].copy_(weight)

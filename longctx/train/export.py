@@ -1,0 +1,52 @@
+"""From a checkpoint to a directory that `AutoModelForCausalLM.from_pretrained` loads.
+
+One process, no engine: the run's model is built again from its own configuration, takes the
+checkpoint's weights, and is written. It needs room for one copy of the weights.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from torch import nn
+
+from longctx.config import RunConfig, build
+from longctx.models.export import export
+from longctx.models.load import DTYPES
+from longctx.models.lora import merge_lora
+from longctx.train.checkpoint import load_weights, open_checkpoint
+
+
+def checkpoint_model(
+    path: Path, build_model: Callable[[RunConfig], nn.Module]
+) -> tuple[nn.Module, RunConfig]:
+    """The model of a checkpoint, adapters merged, in evaluation mode; and its run.
+
+    Args:
+        path: a `checkpoints/step_XXXXXXXX` directory.
+        build_model: the recipe's.
+
+    Raises:
+        UserError: if the checkpoint is damaged or of another version.
+    """
+    checkpoint = open_checkpoint(path)
+    run = build(RunConfig, checkpoint.meta["run"], str(path))
+    model = build_model(run)
+    load_weights(model, checkpoint)
+    model = merge_lora(model)
+    model.eval()
+    return model, run
+
+
+def export_checkpoint(
+    path: Path, build_model: Callable[[RunConfig], nn.Module], directory: Path
+) -> Path:
+    """Writes the checkpoint at `path` as a Hugging Face directory; replaces an older export.
+
+    Args:
+        path: a `checkpoints/step_XXXXXXXX` directory.
+        build_model: the recipe's.
+        directory: where to write.
+    """
+    model, run = checkpoint_model(path, build_model)
+    model.to(DTYPES[run.train.export_dtype])
+    return export(model, run.model.tokenizer or run.model.path, directory)

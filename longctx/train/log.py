@@ -1,0 +1,119 @@
+"""What a run says: a header, a progress bar, one JSON line a step, and wandb if asked for.
+
+`metrics.jsonl` is always written and is the truth; on resume its lines after the resumed step are
+dropped, so a run that was killed leaves the same lines as one that was not.
+"""
+
+import json
+import netrc
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from tqdm import tqdm
+
+from longctx.config import WandbConfig
+
+METRICS = "metrics.jsonl"
+
+
+def say(line: str) -> None:
+    """A line for the person at the terminal, above the progress bar."""
+    tqdm.write(line, file=sys.stderr)
+
+
+class Log:
+    """The metrics of one run, on the rank that writes.
+
+    Args:
+        run_dir: where `metrics.jsonl` is.
+        config: the resolved run, for wandb.
+        first_step: steps already done; later lines are dropped.
+        max_steps: length of the progress bar.
+        wandb: None, or where wandb files the run.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        config: dict[str, Any],
+        first_step: int,
+        max_steps: int,
+        wandb: WandbConfig | None,
+    ) -> None:
+        path = run_dir / METRICS
+        kept = [x for x in read_metrics(run_dir) if x["step"] <= first_step]
+        path.write_text("".join(json.dumps(x) + "\n" for x in kept))
+        self._file = path.open("a")
+        self._bar = tqdm(
+            total=max_steps, initial=first_step, unit="step", desc=config["name"], smoothing=0.1
+        )
+        self._wandb = _start_wandb(run_dir, config, wandb) if wandb else None
+
+    def step(self, metrics: Mapping[str, float | int | None]) -> None:
+        """One optimizer step; `metrics` must hold `step` and `loss`."""
+        self._file.write(json.dumps(dict(metrics)) + "\n")
+        self._file.flush()
+        shown = {k: v for k, v in metrics.items() if k in ("loss", "eval_loss", "tokens_per_second")}
+        self._bar.set_postfix({k: f"{v:.4g}" for k, v in shown.items() if v is not None})
+        self._bar.update(1)
+        if self._wandb is not None:
+            self._wandb.log({k: v for k, v in metrics.items() if v is not None})
+
+    def close(self) -> None:
+        """Flushes everything."""
+        self._file.close()
+        self._bar.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+
+def write_config(run_dir: Path, config: dict[str, Any]) -> None:
+    """Keeps the resolved run beside its results, as `config.yaml`."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    partial = run_dir / "config.yaml.tmp"
+    partial.write_text(yaml.safe_dump(config, sort_keys=False))
+    partial.rename(run_dir / "config.yaml")
+
+
+def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
+    """The lines of a run's metrics; a half-written last line is left out."""
+    path = run_dir / METRICS
+    lines = path.read_text().splitlines() if path.exists() else []
+    found = []
+    for line in lines:
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            break
+    return found
+
+
+def _start_wandb(run_dir: Path, config: dict[str, Any], settings: WandbConfig) -> Any:
+    import wandb  # noqa: PLC0415  (logger=none must not import it)
+
+    mode = settings.mode
+    if mode == "auto":
+        mode = "online" if _has_wandb_key() else "offline"
+    return wandb.init(
+        project=settings.project,
+        entity=settings.entity,
+        name=run_dir.name,
+        dir=str(run_dir),
+        config=config,
+        mode=mode,
+        resume="allow",
+        id="".join(c if c.isalnum() else "-" for c in str(run_dir))[-64:],
+    )
+
+
+def _has_wandb_key() -> bool:
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    try:
+        return "api.wandb.ai" in netrc.netrc().hosts
+    except (OSError, netrc.NetrcParseError):
+        return False

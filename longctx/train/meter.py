@@ -1,0 +1,73 @@
+"""Speed and memory of a step: model FLOPs, the device's peak, bytes held at most.
+
+Model FLOPs are causal and document-aware (no recompute, no masked half): for T tokens
+`6 * N * T + 6 * L * (hq * d) * sum(len^2)` over documents, N the weights that multiply (all
+matrices, the head once, not the input embedding).
+"""
+
+import resource
+import time
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+
+# Dense bf16 tensor-core peaks, FLOP/s, from the vendors' data sheets; the key is part of the name.
+PEAKS = {"H100 PCIe": 756e12, "H100": 989e12, "H200": 989e12, "A100": 312e12, "B200": 2250e12}
+
+
+def matmul_weights(model: nn.Module) -> int:
+    """Weights that multiply every token: matrices, without the input embedding."""
+    embedded = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    matrices = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear))
+    tied = [m for m in model.modules() if isinstance(m, nn.Linear) and id(m.weight) in embedded]
+    assert len(tied) <= 1
+    return matrices
+
+
+def attention_width(model: nn.Module) -> int:
+    """Layers x query heads x head size: the width of `QK^T` and `PV`, summed over layers."""
+    config = model.config
+    heads = int(config.num_attention_heads)
+    size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return int(config.num_hidden_layers) * heads * int(size)
+
+
+def step_flops(weights: int, width: int, positions: Tensor) -> float:
+    """Model FLOPs of training on one batch.
+
+    Args:
+        weights: `matmul_weights`.
+        width: `attention_width`.
+        positions: `[b s]`; a document of n tokens adds n(n-1)/2 to their sum, so the sum of n^2
+            is twice the sum of positions plus the tokens.
+    """
+    tokens = positions.numel()
+    squares = 2 * int(positions.sum()) + tokens
+    return 6.0 * weights * tokens + 6.0 * width * squares
+
+
+@cache
+def peak_flops(device: torch.device) -> float:
+    """FLOP/s this process could reach: the data sheet's, or a measured fp32 matmul on CPU."""
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+        known = [peak for part, peak in PEAKS.items() if part in name]
+        if known:
+            return known[0]
+    side = 1024 if device.type == "cpu" else 8192
+    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    square = torch.ones(side, side, dtype=dtype, device=device)
+    best = float("inf")
+    for _ in range(4):
+        begin = time.perf_counter()
+        float((square @ square)[0, 0])
+        best = min(best, time.perf_counter() - begin)
+    return 2.0 * side**3 / best
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: most ever allocated on the GPU, or most ever resident on CPU."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,265 @@
+"""The one training loop. It knows a recipe's four functions, and no method by name."""
+
+import dataclasses
+import json
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from longctx.batch import Batch
+from longctx.config import RunConfig
+from longctx.errors import UserError
+from longctx.parallel.mesh import Mesh
+from longctx.parallel.zero import Engine
+from longctx.recipe import Recipe
+from longctx.train import checkpoint, meter
+from longctx.train.log import Log, say
+from longctx.train.optim import adamw, freeze_all_but, learning_rate
+
+# A setting that may differ between a checkpoint and the run that resumes it.
+MAY_CHANGE = {"logger", "wandb", "resume", "dry_run", "run_dir", "parallel"}
+MAY_CHANGE_IN_TRAIN = {
+    "max_steps",
+    "micro_batch_rows",
+    "eval_every",
+    "eval_rows",
+    "save_every",
+    "keep_last",
+    "export_dtype",
+}
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """One optimizer step, over all ranks.
+
+    Args:
+        loss: summed loss / scored tokens.
+        grad_norm: before clipping.
+        lr: learning rate.
+        tokens: tokens fed.
+        seconds: wall time.
+        data_seconds: of it, waiting for data.
+        flops: model FLOPs of this rank.
+    """
+
+    loss: float
+    grad_norm: float
+    lr: float
+    tokens: int
+    seconds: float
+    data_seconds: float
+    flops: float
+
+
+class Scored(nn.Module):
+    """Model and loss as one module, so that one forward call runs both under any ZeRO stage."""
+
+    def __init__(self, model: nn.Module, recipe: Recipe) -> None:
+        super().__init__()
+        self.model = model
+        self.recipe = recipe
+
+    def forward(self, **tensors: Tensor) -> tuple[Tensor, Tensor]:
+        """(sum, count) of a batch given by its fields."""
+        return self.recipe.loss(self.model, Batch(**tensors))
+
+
+class Trainer:
+    """A run, from its configuration to its last checkpoint.
+
+    Args:
+        run: the configuration.
+        recipe: what to build and score.
+        mesh: the ranks.
+
+    Raises:
+        UserError: if the data, the batch arithmetic or the checkpoint to resume do not fit.
+    """
+
+    def __init__(self, run: RunConfig, recipe: Recipe, mesh: Mesh) -> None:
+        run.train.check_rows(mesh.dp_size)
+        self.run, self.mesh = run, mesh
+        self.run_dir = Path(run.run_dir)
+        self.checkpoints = self.run_dir / "checkpoints"
+        resumed = self._find_checkpoint()
+        self.data = recipe.build_data(run)
+        self.model = recipe.build_model(run)
+        trainable = recipe.trainable(self.model)
+        freeze_all_but(self.model, trainable)
+        self.fingerprint = checkpoint.fingerprint(self.model) | {"data": self.data.train.digest}
+        self.weights = meter.matmul_weights(self.model)
+        self.width = meter.attention_width(self.model)
+        if resumed:
+            self._require_same(resumed)
+            checkpoint.load_weights(self.model, resumed)
+        optimizer = adamw(trainable.values(), run.optim)
+        scored = Scored(self.model, recipe)
+        self.engine = Engine(scored, trainable, optimizer, run, mesh)
+        self.step = resumed.step if resumed else 0
+        self.tokens = int(resumed.meta["tokens"]) if resumed else 0
+        if resumed:
+            self.engine.restore(self.step, resumed.state())
+
+    def fit(self) -> Path:
+        """Trains to `max_steps`, evaluating and saving on the way; the last checkpoint's path."""
+        log = self._open_log()
+        saved = self.checkpoints / f"step_{self.step:08d}" if self.step else None
+        while self.step < self.run.train.max_steps:
+            torch.manual_seed(hash((self.run.seed, self.step, self.mesh.dp_rank)) % 2**63)
+            result = self.train_step(self.step)
+            self.step += 1
+            self.tokens += result.tokens
+            held_out = self.evaluate() if self._due(self.run.train.eval_every) else None
+            if log:
+                log.step(self._metrics(result, held_out))
+            if self._due(self.run.train.save_every):
+                saved = self.save()
+        if log:
+            log.close()
+        return saved or self.save()
+
+    def train_step(self, step: int) -> StepResult:
+        """One optimizer step: the gradient is that of (global sum) / (global count)."""
+        begin = time.perf_counter()
+        batches = self.data.train.step(step, self.mesh.dp_rank, self.mesh.dp_size)
+        data_seconds = time.perf_counter() - begin
+
+        scored = self.mesh.sum(sum(batch.scored for batch in batches))
+        if not scored:
+            raise UserError(f"step {step}: no token is scored; every label is masked")
+        total = 0.0
+        for batch in batches:
+            loss_sum, _ = self.engine(**batch.to(self.mesh.device).tensors())
+            self.engine.backward(loss_sum, scored)
+            total += float(loss_sum.detach())
+
+        loss = self.mesh.sum(total) / scored
+        lr = learning_rate(step, self.run.train.max_steps, self.run.optim)
+        if loss != loss or loss in (float("inf"), float("-inf")):
+            raise UserError(f"step {step}: the loss is {loss}; nothing was updated. Lower optim.lr?")
+        grad_norm = self.engine.step(lr)
+
+        return StepResult(
+            loss=loss,
+            grad_norm=grad_norm,
+            lr=lr,
+            tokens=sum(b.tokens.numel() for b in batches) * self.mesh.dp_size,
+            seconds=time.perf_counter() - begin,
+            data_seconds=data_seconds,
+            flops=sum(meter.step_flops(self.weights, self.width, b.positions) for b in batches),
+        )
+
+    def evaluate(self) -> float | None:
+        """Held-out loss over the same first `eval_rows` rows each time; None without such data."""
+        if self.data.held_out is None:
+            return None
+        self.engine.train(False)
+        total, count = 0.0, 0
+        with torch.no_grad():
+            for batch in self.data.held_out.step(0, self.mesh.dp_rank, self.mesh.dp_size):
+                loss_sum, scored = self.engine(**batch.to(self.mesh.device).tensors())
+                total, count = total + float(loss_sum), count + int(scored)
+        self.engine.train(True)
+        return self.mesh.sum(total) / self.mesh.sum(count)
+
+    def save(self) -> Path:
+        """Writes a checkpoint of this step and drops those beyond `keep_last`."""
+        about = {
+            "tokens": self.tokens,
+            "run": dataclasses.asdict(self.run),
+            "fingerprint": self.fingerprint,
+            "torch": torch.__version__,
+        }
+        state = ((name, values) for name, values in self.engine.state())
+        path = checkpoint.save(self.checkpoints, self.step, state, about, self.mesh)
+        if self.mesh.main:
+            checkpoint.prune(self.checkpoints, self.run.train.keep_last)
+        return path
+
+    def _due(self, every: int) -> bool:
+        return self.step == self.run.train.max_steps or (every > 0 and self.step % every == 0)
+
+    def _metrics(self, result: StepResult, held_out: float | None) -> dict[str, float | int | None]:
+        peak = meter.peak_flops(self.mesh.device)
+        line: dict[str, float | int | None] = {
+            "step": self.step,
+            "tokens": self.tokens,
+            "loss": result.loss,
+            "lr": result.lr,
+            "grad_norm": result.grad_norm,
+            "seconds": result.seconds,
+            "tokens_per_second": result.tokens / result.seconds,
+            "mfu": result.flops / result.seconds / peak,
+            "peak_memory_bytes": meter.peak_memory(self.mesh.device),
+            "data_seconds": result.data_seconds,
+        }
+        return line if held_out is None else {**line, "eval_loss": held_out}
+
+    def _open_log(self) -> Log | None:
+        if not self.mesh.main:
+            return None
+        self.run_dir.mkdir(parents=True, exist_ok=True)
+        for leftover in self.checkpoints.glob("*.tmp"):
+            shutil.rmtree(leftover)
+        config = dataclasses.asdict(self.run)
+        wandb = self.run.wandb if self.run.logger == "wandb" else None
+        return Log(self.run_dir, config, self.step, self.run.train.max_steps, wandb)
+
+    def _find_checkpoint(self) -> checkpoint.Checkpoint | None:
+        """What `resume` names; all ranks decide alike because all read the same directory."""
+        wanted = self.run.resume
+        if wanted not in ("auto", "none"):
+            return checkpoint.open_checkpoint(Path(wanted))
+        found, problems = checkpoint.newest(self.checkpoints)
+        if wanted == "none" and (found or problems):
+            raise UserError(
+                f"{self.checkpoints} already holds checkpoints: take another run_dir, "
+                "or resume=auto to go on"
+            )
+        if self.mesh.main:
+            for line in problems:
+                say(f"warning: {line}; trying an older checkpoint")
+            if found:
+                say(f"resuming from {found.path}")
+        return found
+
+    def _require_same(self, resumed: checkpoint.Checkpoint) -> None:
+        """Raises UserError if the checkpoint is of another model or of a run with other numbers."""
+        theirs, ours = resumed.meta["fingerprint"], self.fingerprint
+        if theirs["trained"] != ours["trained"]:
+            raise UserError(f"{resumed.path} is of another model: trained parameters differ")
+        if theirs["fixed"] != ours["fixed"]:
+            raise UserError(
+                f"{resumed.path} was trained beside other frozen weights or rotary frequencies"
+            )
+        if theirs["data"] != ours["data"]:
+            raise UserError(f"{resumed.path} was trained on other data: the token store differs")
+        then, now = _comparable(resumed.meta["run"]), _comparable(dataclasses.asdict(self.run))
+        changed = [f"{k}: {then.get(k)} -> {v}" for k, v in now.items() if then.get(k) != v]
+        if changed:
+            raise UserError(
+                f"{resumed.path} comes from a run with other settings ({'; '.join(changed)}): "
+                "take another run_dir or the old settings"
+            )
+        if resumed.step > self.run.train.max_steps:
+            raise UserError(
+                f"{resumed.path} is at step {resumed.step}, beyond "
+                f"train.max_steps={self.run.train.max_steps}"
+            )
+
+
+def _comparable(run: dict[str, Any]) -> dict[str, str]:
+    """The settings that a resumed run must share, flat, as text."""
+    kept = {k: v for k, v in run.items() if k not in MAY_CHANGE}
+    kept["train"] = {k: v for k, v in run["train"].items() if k not in MAY_CHANGE_IN_TRAIN}
+    flat = {}
+    for group, value in kept.items():
+        for key, item in (value.items() if isinstance(value, dict) else [("", value)]):
+            flat[f"{group}.{key}".rstrip(".")] = json.dumps(item)
+    return flat

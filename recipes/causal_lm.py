@@ -1,0 +1,79 @@
+"""A decoder trained on packed rows to predict the next token: pi, direct_ft, pretrain.
+
+They differ in numbers only (conf/recipe); any attention method and rope scaling fits in.
+"""
+
+from torch import Tensor, nn
+
+from longctx.batch import Batch
+from longctx.config import RunConfig
+from longctx.data.loader import PackedLoader
+from longctx.data.store import Store, tokenizer_sha256
+from longctx.models.load import build_model as random_model
+from longctx.models.load import load_model
+from longctx.models.lora import add_lora
+from longctx.recipe import Data, Recipe
+from longctx.train.loss import chunked_cross_entropy
+
+
+def build_model(run: RunConfig) -> nn.Module:
+    """The decoder with its attention, rope scaling and adapters, on CPU."""
+    model = run.model
+    if model.path is None:
+        decoder = random_model(
+            model.architecture, run.attention, run.rope, run.train.dtype, run.seed
+        )
+    else:
+        decoder = load_model(model.path, run.attention, run.rope, run.train.dtype)
+    decoder.config.use_cache = False
+    if run.parallel.activation_checkpointing:
+        decoder.gradient_checkpointing_enable({"use_reentrant": False})
+    decoder.train()
+    return add_lora(decoder, run.adapter)
+
+
+def build_data(run: RunConfig) -> Data:
+    """Packed rows of the stores; held-out rows in an order that no seed changes."""
+    tokenizer = run.model.tokenizer or run.model.path
+    return Data(
+        train=_loader(run, run.data.store, tokenizer, run.train.batch_rows, run.seed),
+        held_out=_loader(run, run.data.held_out, tokenizer, run.train.eval_rows, 0)
+        if run.data.held_out
+        else None,
+    )
+
+
+def _loader(
+    run: RunConfig, paths: list[str], tokenizer: str | None, rows: int, seed: int
+) -> PackedLoader:
+    stores = [Store(path) for path in paths]
+    if tokenizer is not None:
+        sha = tokenizer_sha256(tokenizer)
+        for store in stores:
+            store.require_tokenizer(sha, tokenizer)
+    return PackedLoader(
+        stores,
+        seq_len=run.data.seq_len,
+        packing=run.data.packing,
+        mask_documents=run.data.mask_documents,
+        batch_rows=rows,
+        micro_batch_rows=run.train.micro_batch_rows,
+        seed=seed,
+    )
+
+
+def loss(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Next-token cross entropy over the scored labels: (sum, count)."""
+    decoder = model.get_decoder()
+    hidden = decoder(
+        input_ids=batch.tokens, position_ids=batch.positions, use_cache=False
+    ).last_hidden_state
+    return chunked_cross_entropy(hidden, model.get_output_embeddings(), batch.labels)
+
+
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Everything, or what the adapter left trainable."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+RECIPE = Recipe(build_model=build_model, build_data=build_data, loss=loss, trainable=trainable)

@@ -1,0 +1,43 @@
+"""Trains one recipe: `deepspeed train.py recipe=pi`. See `python train.py --help`."""
+
+import importlib
+from dataclasses import asdict
+from pathlib import Path
+
+from longctx import cli
+from longctx.config import RunConfig
+from longctx.errors import UserError
+
+
+def main(run: RunConfig) -> None:
+    """Prints the plan and, unless it is a dry run, trains, saves and exports."""
+    from longctx import plan  # noqa: PLC0415  (torch takes seconds; --help should not)
+    from longctx.parallel import mesh, watch  # noqa: PLC0415
+
+    try:
+        recipe = importlib.import_module(run.builder).RECIPE
+    except ModuleNotFoundError:
+        raise UserError(f"builder={run.builder}: there is no such module") from None
+    if run.dry_run:
+        print(plan.report(run))
+        return
+
+    watch.end_with_launcher()
+    ranks = mesh.start()
+    from longctx.train.export import export_checkpoint  # noqa: PLC0415
+    from longctx.train.log import say, write_config  # noqa: PLC0415
+    from longctx.train.trainer import Trainer  # noqa: PLC0415
+
+    trainer = Trainer(run, recipe, ranks)
+    if ranks.main:
+        write_config(Path(run.run_dir), asdict(run))
+        say(plan.header(run, trainer.model, ranks.dp_size))
+    last = trainer.fit()
+    if ranks.main:
+        exported = export_checkpoint(last, recipe.build_model, Path(run.run_dir) / "hf")
+        say(f"exported {exported}")
+    ranks.barrier()
+
+
+if __name__ == "__main__":
+    cli.run(main, RunConfig, "train", "run_schema")
