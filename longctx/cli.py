@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 import hydra
 from hydra.core.config_store import ConfigStore
@@ -21,6 +21,7 @@ from longctx.config import build
 from longctx.errors import UserError
 from longctx.parallel.mesh import first_to
 
+T = TypeVar("T")
 ROOT = Path(__file__).resolve().parent.parent
 CONF = ROOT / "conf"
 
@@ -51,8 +52,29 @@ def _model_by_path(argument: str) -> list[str]:
     return ["model=path", f"model.path='{path}'", f"model.name='{Path(path).stem}'"]
 
 
+def compose(
+    arguments: list[str], schema: type[T], config_name: str, schema_name: str
+) -> T:
+    """The typed configuration of a command line, without running anything.
+
+    Args:
+        arguments: overrides, as on the command line.
+        schema: a frozen dataclass.
+        config_name: the YAML in conf/ to start from.
+        schema_name: how that YAML's defaults list calls the schema.
+
+    Raises:
+        UserError: if a value is not allowed.
+        HydraException, OmegaConfBaseException: if a choice or key does not exist.
+    """
+    _register(schema, schema_name)
+    with hydra.initialize_config_dir(str(CONF), version_base=None):
+        config = hydra.compose(config_name, prepare(arguments))
+    return _typed(config, schema)
+
+
 def run(task: Callable[[Any], None], schema: type, config_name: str, schema_name: str) -> None:
-    """Composes a configuration, makes it a `schema` and calls `task` with it.
+    """Composes the command line's configuration and calls `task` with it.
 
     Never returns normally after a user's mistake: prints `error: ...` and exits with 2.
 
@@ -63,24 +85,31 @@ def run(task: Callable[[Any], None], schema: type, config_name: str, schema_name
         schema_name: how that YAML's defaults list calls the schema.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions through; they are worded below
-    OmegaConf.register_new_resolver("root", lambda: str(ROOT), replace=True)
-    ConfigStore.instance().store(name=schema_name, node=_thawed(schema))
+    _register(schema, schema_name)
 
     @hydra.main(version_base=None, config_path=str(CONF), config_name=config_name)
-    def compose(config: DictConfig) -> None:
-        values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-        task(build(schema, values, config_name))
+    def start(config: DictConfig) -> None:
+        task(_typed(config, schema))
 
     try:
         sys.argv[1:] = prepare(sys.argv[1:])
-        compose()
+        start()
     except (UserError, HydraException, OmegaConfBaseException) as error:
         line = _one_line(error)
         if first_to(f"report {line}"):
             sys.stdout.flush()
             print(f"error: {line}", file=sys.stderr, flush=True)
-        sys.stderr.flush()
         os._exit(2)  # a rank must not wait for others in some library's exit handler
+
+
+def _register(schema: type, schema_name: str) -> None:
+    OmegaConf.register_new_resolver("root", lambda: str(ROOT), replace=True)
+    ConfigStore.instance().store(name=schema_name, node=_thawed(schema))
+
+
+def _typed(config: DictConfig, schema: type[T]) -> T:
+    values: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    return build(schema, values, "the configuration")
 
 
 def _thawed(kind: Any) -> type:
