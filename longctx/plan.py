@@ -6,6 +6,7 @@ The memory plan counts what a formula gives; see `report` for what it leaves out
 
 import os
 from dataclasses import asdict
+from typing import Any
 
 import yaml
 from torch import nn
@@ -18,7 +19,7 @@ GIB = 2**30
 
 
 def batch_arithmetic(run: RunConfig, ranks: int) -> str:
-    """tokens per rank x ranks x accumulation = tokens per step, in one line.
+    """Tokens per rank x ranks x accumulation = tokens per step, in one line.
 
     Raises:
         UserError: if the rows of a step cannot be dealt out evenly.
@@ -59,7 +60,7 @@ def activations(run: RunConfig, model: nn.Module) -> dict[str, float]:
     """Bytes per rank for one micro-batch: layer inputs kept, and the logits that exist at once."""
     tokens = run.train.micro_batch_rows * run.data.seq_len
     width = 2 if run.train.dtype == "bf16" else 4
-    config = model.config
+    config: Any = model.config
     inputs = tokens * config.hidden_size * config.num_hidden_layers * width
     logits = min(LOGITS_BYTES, 4 * tokens * config.vocab_size)
     return {"layer inputs": float(inputs), "logits and their gradient": 2.0 * logits}
@@ -91,6 +92,8 @@ def header(run: RunConfig, model: nn.Module, ranks: int) -> str:
     return "\n".join([*lines, f"batch: {batch_arithmetic(run, ranks)}"])
 
 
-def _model_line(model: nn.Module) -> str:
+def _model_line(model: Any) -> str:
     facts = describe(model)
-    return "model: " + ", ".join(f"{k} {v:.7g}" if isinstance(v, float) else f"{k} {v}" for k, v in facts.items())
+    return "model: " + ", ".join(
+        f"{k} {v:.7g}" if isinstance(v, float) else f"{k} {v}" for k, v in facts.items()
+    )

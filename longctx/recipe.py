@@ -11,7 +11,7 @@ from longctx.config import RunConfig
 
 
 class Loader(Protocol):
-    """`batch = f(seed, step, dp_rank, dp_size)`: no hidden state, so a run resumes by one integer."""
+    """`batch = f(seed, step, dp_rank, dp_size)`: no hidden state, one integer resumes it."""
 
     def step(self, step: int, dp_rank: int, dp_size: int) -> list[Batch]:
         """This rank's micro-batches of optimizer step `step`."""

@@ -94,7 +94,9 @@ class PackedLoader:
     def batch(self, samples: list[int]) -> Batch:
         """The rows at global sample numbers `samples`: `[b s]`, b = len(samples)."""
         built = [self._row(self.row_number(n)) for n in samples]
-        tokens, labels, positions = (torch.from_numpy(np.stack(x)) for x in zip(*built, strict=True))
+        tokens, labels, positions = (
+            torch.from_numpy(np.stack(x)) for x in zip(*built, strict=True)
+        )
         return Batch(tokens=tokens, labels=labels, positions=positions)
 
     def row_number(self, sample: int) -> int:

@@ -16,7 +16,6 @@ from longctx.config import RunConfig
 from longctx.parallel.mesh import Mesh
 
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
-logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
 
 import deepspeed  # noqa: E402  (reads DS_ACCELERATOR when it is imported)
 from deepspeed.utils import (  # noqa: E402

@@ -1,4 +1,4 @@
-"""Checkpoints that any ZeRO stage and any number of ranks can resume, and that are never half there.
+"""Checkpoints that any ZeRO stage and number of ranks can resume, and that are never half there.
 
 `checkpoints/step_00000100/` holds one safetensors file per rank (that rank's share of the trained
 parameters: fp32 weight and both Adam moments, whole) and `checkpoint.json`. Everything is written
@@ -79,7 +79,7 @@ def fingerprint(model: nn.Module) -> dict[str, str]:
 
 def _crc(tensor: Tensor, start: int) -> int:
     raw = tensor.detach().cpu().contiguous().view(torch.uint8)
-    return zlib.crc32(memoryview(raw.reshape(-1).numpy()), start)
+    return zlib.crc32(raw.reshape(-1).numpy().data, start)
 
 
 def save(
@@ -177,7 +177,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
 def newest(root: Path) -> tuple[Checkpoint | None, list[str]]:
     """The newest valid checkpoint below `root`, and a line for each newer one that is not."""
-    problems = []
+    problems: list[str] = []
     for path in sorted(root.glob("step_*[0-9]"), reverse=True):
         try:
             return open_checkpoint(path), problems

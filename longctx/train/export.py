@@ -6,6 +6,7 @@ checkpoint's weights, and is written. It needs room for one copy of the weights.
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -47,6 +48,7 @@ def export_checkpoint(
         build_model: the recipe's.
         directory: where to write.
     """
+    model: Any
     model, run = checkpoint_model(path, build_model)
     model.to(DTYPES[run.train.export_dtype])
     return export(model, run.model.tokenizer or run.model.path, directory)

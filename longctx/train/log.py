@@ -57,7 +57,9 @@ class Log:
         """One optimizer step; `metrics` must hold `step` and `loss`."""
         self._file.write(json.dumps(dict(metrics)) + "\n")
         self._file.flush()
-        shown = {k: v for k, v in metrics.items() if k in ("loss", "eval_loss", "tokens_per_second")}
+        shown = {
+            k: v for k, v in metrics.items() if k in ("loss", "eval_loss", "tokens_per_second")
+        }
         self._bar.set_postfix({k: f"{v:.4g}" for k, v in shown.items() if v is not None})
         self._bar.update(1)
         if self._wandb is not None:
@@ -93,9 +95,9 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
 
 
 def _start_wandb(run_dir: Path, config: dict[str, Any], settings: WandbConfig) -> Any:
-    import wandb  # noqa: PLC0415  (logger=none must not import it)
+    import wandb
 
-    mode = settings.mode
+    mode: Any = settings.mode
     if mode == "auto":
         mode = "online" if _has_wandb_key() else "offline"
     return wandb.init(

@@ -8,6 +8,7 @@ matrices, the head once, not the input embedding).
 import resource
 import time
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +28,7 @@ def matmul_weights(model: nn.Module) -> int:
 
 def attention_width(model: nn.Module) -> int:
     """Layers x query heads x head size: the width of `QK^T` and `PV`, summed over layers."""
-    config = model.config
+    config: Any = model.config
     heads = int(config.num_attention_heads)
     size = getattr(config, "head_dim", None) or config.hidden_size // heads
     return int(config.num_hidden_layers) * heads * int(size)

@@ -1,4 +1,4 @@
-"""What is trained and how fast: freezing, parameter groups, the learning rate as a function of step."""
+"""What is trained and how fast: freezing, parameter groups, learning rate as f(step)."""
 
 import math
 from collections.abc import Iterable
@@ -42,7 +42,9 @@ def learning_rate(step: int, max_steps: int, config: OptimConfig) -> float:
     """The learning rate of optimizer step `step`, counted from 0.
 
     Linear warm-up from `warmup_from * lr` to `lr` over `warmup_steps`, then the schedule down to
-    `final_fraction * lr` at the last step. Source of the warm-up's shape: PI 2306.15595 section 3.1.
+    `final_fraction * lr` at the last step.
+
+    Source: the shape of the warm-up is that of PI, 2306.15595 section 3.1.
 
     >>> from longctx.config import OptimConfig
     >>> pi = OptimConfig(2e-5, [0.9, 0.95], 1e-8, 0.0, 1.0, "constant", 20, 0.1, 0.0)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import shutil
 import time
 from dataclasses import dataclass
@@ -141,8 +142,10 @@ class Trainer:
 
         loss = self.mesh.sum(total) / scored
         lr = learning_rate(step, self.run.train.max_steps, self.run.optim)
-        if loss != loss or loss in (float("inf"), float("-inf")):
-            raise UserError(f"step {step}: the loss is {loss}; nothing was updated. Lower optim.lr?")
+        if not math.isfinite(loss):
+            raise UserError(
+                f"step {step}: the loss is {loss}; nothing was updated. Lower optim.lr?"
+            )
         grad_norm = self.engine.step(lr)
 
         return StepResult(
@@ -260,6 +263,6 @@ def _comparable(run: dict[str, Any]) -> dict[str, str]:
     kept["train"] = {k: v for k, v in run["train"].items() if k not in MAY_CHANGE_IN_TRAIN}
     flat = {}
     for group, value in kept.items():
-        for key, item in (value.items() if isinstance(value, dict) else [("", value)]):
+        for key, item in value.items() if isinstance(value, dict) else [("", value)]:
             flat[f"{group}.{key}".rstrip(".")] = json.dumps(item)
     return flat

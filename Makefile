@@ -1,0 +1,34 @@
+PY := .venv/bin/python
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+
+.PHONY: help setup demo test check format golden clean
+.DEFAULT_GOAL := help
+
+help:  ## show the targets
+	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 16
+
+setup: .venv/.stamp  ## make .venv with the versions of requirements.lock
+
+.venv/.stamp: requirements.lock
+	python3.11 -m venv .venv
+	$(PY) -m pip install --quiet -r requirements.lock
+	$(PY) -m pip install --quiet --no-deps --no-build-isolation --config-settings editable_mode=compat --editable .
+	touch $@
+
+demo: setup  ## see the effect of longer windows on the lab model
+	bash launch/demo.sh
+
+test: setup  ## run every test that needs no GPU
+	OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses 2 --dist loadfile
+
+check: setup  ## format, lint, types, imports: look, do not touch
+	ruff format --check . && ruff check . && mypy && lint-imports
+
+format: setup  ## rewrite the sources as check wants them
+	ruff check --select I --fix . && ruff format .
+
+golden: setup  ## rewrite the golden files (say why under Numerics in CHANGELOG.md)
+	OMP_NUM_THREADS=1 $(PY) -m pytest tests/golden --update-golden
+
+clean:  ## remove what the targets made, .venv included
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info

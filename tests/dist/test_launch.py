@@ -1,0 +1,35 @@
+"""The `deepspeed` launcher as users type it: starts, dies cleanly, leaves nothing behind."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.process import alive, deepspeed, descendants, kill_tree, lines, start, wait_until
+from tests.helpers.tiny import make_store, tiny_arguments
+
+
+@pytest.mark.dist
+def test_killed_at_start_then_started_again_then_terminated(tmp_path):
+    shared_memory = sorted(Path("/dev/shm").iterdir())
+    store = make_store(tmp_path / "store")
+    run_dir = tmp_path / "run"
+    arguments = tiny_arguments(store, run_dir, "train.max_steps=1000000")
+
+    first = start(deepspeed(arguments), tmp_path / "first.log")
+    wait_until(lambda: len(descendants(first.pid)) >= 4, 120, first)  # runner, launcher, two ranks
+    time.sleep(3)  # somewhere in the imports or in the engine's start
+    kill_tree(first)
+
+    second = start(deepspeed(arguments), tmp_path / "second.log")
+    try:
+        wait_until(lambda: len(lines(run_dir / "metrics.jsonl")) >= 3, 180, second)
+        below = descendants(second.pid)
+        assert len(below) >= 4
+        os.kill(second.pid, signal.SIGTERM)  # the command only, as a scheduler would
+        wait_until(lambda: not alive(below[1:]), 30, None)
+    finally:
+        kill_tree(second)
+    assert sorted(Path("/dev/shm").iterdir()) == shared_memory
