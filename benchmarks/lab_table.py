@@ -1,0 +1,127 @@
+"""Writes the lab section of docs/results.md from the evaluations that launch/lab.sh made.
+
+    python benchmarks/lab_table.py outputs/lab docs/results.md
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from longctx.eval.figures import draw
+from longctx.eval.report import read_results
+from longctx.train.log import read_metrics
+
+STEPS = (0, 50, 100, 200)
+RECIPES = {"pi": "PI", "direct_ft": "direct fine-tuning"}
+PROTOCOL = "sliding_new_tokens"
+BEGIN, END = "<!-- lab: written by benchmarks/lab_table.py -->", "<!-- end of lab -->"
+
+
+def perplexities(results: dict[str, Any]) -> dict[int, float]:
+    """Perplexity by window length."""
+    rows = results["tasks"]["perplexity"]["result"]["protocols"][PROTOCOL]["rows"]
+    return {row["length"]: row["perplexity"] for row in rows}
+
+
+def table(head: list[str], rows: list[list[str]]) -> list[str]:
+    """A markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return ["| " + " | ".join(cells) + " |" for cells in lines] + [""]
+
+
+def verdicts(base: dict[int, float], cells: dict[tuple[str, int], dict[int, float]]) -> list[str]:
+    """The three claims, each with what was measured."""
+    native = base[min(base)]
+    beyond = [n for n in base if n > min(base)]
+    claims = [
+        ("the base beyond its window, smallest ratio", min(base[n] for n in beyond), ">", 5.0),
+        ("PI without tuning, largest ratio", max(cells["pi", 0].values()), "<", 3.0),
+        ("PI after 200 steps, largest ratio", max(cells["pi", 200].values()), "<=", 1.0),
+    ]
+    rows = []
+    for name, value, sign, target in claims:
+        ratio = value / native
+        met = {">": ratio > target, "<": ratio < target, "<=": ratio <= target}[sign]
+        rows.append([name, f"{ratio:.3f}", f"{sign} {target:g}", "met" if met else "**missed**"])
+    head = ["perplexity over the base's at its own window", "measured", "target", ""]
+    return table(head, rows)
+
+
+def section(out: Path, docs: Path) -> str:
+    """The whole section."""
+    found = {
+        (recipe, step): read_results(out / f"{recipe}-{step}")
+        for recipe in RECIPES
+        for step in STEPS
+    }
+    cells = {key: perplexities(results) for key, results in found.items()}
+    base = cells["direct_ft", 0]
+    lengths = sorted(base)
+    rows = [
+        [RECIPES[recipe], str(step), *(f"{cells[recipe, step][n]:.2f}" for n in lengths)]
+        for recipe in RECIPES
+        for step in STEPS
+    ]
+    lines = [BEGIN, "", "### Perplexity by window length", ""]
+    any_result = found["pi", 200]
+    settings = any_result["tasks"]["perplexity"]["settings"]
+    lines += [
+        f"Protocol `{PROTOCOL}`, stride {settings['stride']}, the first "
+        f"{settings['document_tokens']:,} tokens of each held-out document; direct fine-tuning at "
+        "0 steps is the base model itself.",
+        "",
+        *table(["method", "steps", *(f"{n:,}" for n in lengths)], rows),
+        *verdicts(base, cells),
+    ]
+    k_max = [
+        [RECIPES[r], *(f"{found[r, s]['tasks']['k_max']['result']['k_max']:,}" for s in STEPS)]
+        for r in RECIPES
+    ]
+    quiz = any_result["tasks"]["k_max"]
+    lines += [
+        "### Effective window k_max (the paper's table 4 in miniature)",
+        "",
+        f"{quiz['settings']['points']} distances up to {quiz['result']['target']:,} tokens, "
+        f"{quiz['settings']['samples']} prompts each, threshold "
+        f"{quiz['result']['threshold']:.0%} at every shorter distance.",
+        "",
+        *table(["method", *(f"{s} steps" for s in STEPS)], k_max),
+    ]
+    window = read_results(out / "base-256")
+    passkey = window["tasks"]["passkey"]["result"]["mean"]
+    lines += [
+        f"The base model inside its own window of 256: perplexity {perplexities(window)[256]:.2f}, "
+        f"passkey {passkey:.1%}.",
+        "",
+        "### What the runs cost",
+        "",
+    ]
+    cost = []
+    for recipe in RECIPES:
+        steps = read_metrics(out / recipe)
+        seconds = sum(s["seconds"] for s in steps)
+        tokens = steps[-1]["tokens"]
+        cost.append([RECIPES[recipe], f"{tokens:,}", f"{seconds:.0f}", f"{tokens / seconds:,.0f}"])
+    lines += table(["run", "tokens", "seconds", "tokens/s"], cost)
+    figures = docs / "figures"
+    figures.mkdir(exist_ok=True)
+    shown = [found["direct_ft", 0], found["pi", 0], found["direct_ft", 200], found["pi", 200]]
+    for caption, name in draw(shown, figures):
+        if PROTOCOL in name or "k_max" in name:
+            lines += [f"![{caption}](figures/{name})", ""]
+        else:
+            (figures / name).unlink()
+    versions = ", ".join(f"{k} {v}" for k, v in any_result["versions"].items())
+    lines += [f"Made by `bash launch/lab.sh`, commit {any_result['commit']}, {versions}.", "", END]
+    return "\n".join(lines)
+
+
+def main(out: Path, page: Path) -> None:
+    """Replaces the section between the marks of `page`."""
+    text = page.read_text()
+    before, rest = text.split(BEGIN)
+    page.write_text(before + section(out, page.parent) + rest.split(END)[1])
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

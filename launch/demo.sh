@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# `make demo`: extend the lab model's window from 256 to 2,048 tokens and show the difference.
+# Corpus, evaluation before, `deepspeed train.py recipe=pi`, evaluation after, report. On two CPU
+# cores about five minutes; a second call goes on where the first one stopped.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+out=outputs/demo
+gpus=$(python -c 'import torch; print(torch.cuda.device_count())')
+measure=(held_out=data/lab/held_out "lengths=[256,512,1024,2048]" "tasks=[perplexity,passkey]")
+
+bash launch/corpus.sh
+python evaluate.py "${measure[@]}" label="base" out="$out/base"
+python evaluate.py "${measure[@]}" rope=pi label="PI, not trained" out="$out/untrained"
+port=$(python -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])')
+deepspeed --num_gpus "$((gpus > 0 ? gpus : 2))" --master_port "$port" \
+  train.py recipe=pi logger=none run_dir="$out/pi"
+python evaluate.py "${measure[@]}" model="$out/pi/hf" label="PI, 200 steps" out="$out" \
+  "compare=[$out/base,$out/untrained]"
