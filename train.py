@@ -11,12 +11,14 @@ from longctx.errors import UserError
 
 def main(run: RunConfig) -> None:
     """Prints the plan and, unless it is a dry run, trains, saves and exports."""
-    from longctx import plan  # noqa: PLC0415  (torch takes seconds; --help should not)
-    from longctx.parallel import mesh, watch  # noqa: PLC0415
+    from longctx import plan
+    from longctx.parallel import mesh, watch
 
     try:
         recipe = importlib.import_module(run.builder).RECIPE
-    except ModuleNotFoundError:
+    except ModuleNotFoundError as error:
+        if error.name != run.builder:
+            raise
         raise UserError(f"builder={run.builder}: there is no such module") from None
     if run.dry_run:
         print(plan.report(run))
@@ -24,9 +26,9 @@ def main(run: RunConfig) -> None:
 
     watch.end_with_launcher()
     ranks = mesh.start()
-    from longctx.train.export import export_checkpoint  # noqa: PLC0415
-    from longctx.train.log import say, write_config  # noqa: PLC0415
-    from longctx.train.trainer import Trainer  # noqa: PLC0415
+    from longctx.train.export import export_checkpoint
+    from longctx.train.log import say, write_config
+    from longctx.train.trainer import Trainer
 
     trainer = Trainer(run, recipe, ranks)
     if ranks.main:

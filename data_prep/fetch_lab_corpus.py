@@ -58,7 +58,7 @@ def download(source: Source, folder: Path) -> Path:
     archive.unlink(missing_ok=True)
     try:
         done = subprocess.run(
-            command, cwd=folder, capture_output=True, text=True, timeout=CLIENT_SECONDS
+            command, cwd=folder, capture_output=True, text=True, timeout=CLIENT_SECONDS, check=False
         )
     except subprocess.TimeoutExpired as error:
         raise UserError(f"{command[0]} took more than {CLIENT_SECONDS} s") from error

@@ -5,17 +5,26 @@ The one home of Hydra beside them. It accepts what launchers append (`--local_ra
 """
 
 import dataclasses
+import errno
 import os
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 import hydra
 from hydra.core.config_store import ConfigStore
-from hydra.errors import HydraException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import MISSING, DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import (
+    ConfigAttributeError,
+    ConfigKeyError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+    ValidationError,
+)
 
 from longctx.config import build
 from longctx.errors import UserError
@@ -24,6 +33,7 @@ from longctx.parallel.mesh import first_to
 T = TypeVar("T")
 ROOT = Path(__file__).resolve().parent.parent
 CONF = ROOT / "conf"
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
 
 def prepare(arguments: list[str]) -> list[str]:
@@ -41,7 +51,7 @@ def prepare(arguments: list[str]) -> list[str]:
 
 def _model_by_path(argument: str) -> list[str]:
     key, _, value = argument.partition("=")
-    names = sorted(p.stem for p in (CONF / "model").glob("*.yaml"))
+    names = _choices("model")
     if key != "model" or not value or "," in value or value in names:
         return [argument]
     exists = Path(value).exists()
@@ -52,9 +62,7 @@ def _model_by_path(argument: str) -> list[str]:
     return ["model=path", f"model.path='{path}'", f"model.name='{Path(path).stem}'"]
 
 
-def compose(
-    arguments: list[str], schema: type[T], config_name: str, schema_name: str
-) -> T:
+def compose(arguments: list[str], schema: type[T], config_name: str, schema_name: str) -> T:
     """The typed configuration of a command line, without running anything.
 
     Args:
@@ -89,12 +97,24 @@ def run(task: Callable[[Any], None], schema: type, config_name: str, schema_name
 
     @hydra.main(version_base=None, config_path=str(CONF), config_name=config_name)
     def start(config: DictConfig) -> None:
-        task(_typed(config, schema))
+        # Here and not only around Hydra, which would print all overrides before the one line.
+        with _mistakes_in_one_line():
+            task(_typed(config, schema))
 
-    try:
+    with _mistakes_in_one_line():
         sys.argv[1:] = prepare(sys.argv[1:])
         start()
-    except (UserError, HydraException, OmegaConfBaseException) as error:
+
+
+@contextmanager
+def _mistakes_in_one_line() -> Iterator[None]:
+    """Ends the process with 2 and one line if the body raises something the user can fix."""
+    try:
+        yield
+    except (UserError, HydraException, OmegaConfBaseException, OSError) as error:
+        bare = isinstance(error, OSError) and not isinstance(error, HydraException)
+        if bare and error.errno not in FULL_DISK:
+            raise
         line = _one_line(error)
         if first_to(f"report {line}"):
             sys.stdout.flush()
@@ -125,8 +145,36 @@ def _thawed(kind: Any) -> type:
 
 def _one_line(error: Exception) -> str:
     """The sentence of an error that may have many lines."""
-    cause = error.__cause__ or error
+    cause = error.__cause__
+    if isinstance(error, MissingConfigException):
+        group, _, name = str(error.missing_cfg_file).rpartition("/")
+        return f"{group}={name} is not one of {', '.join(error.options or [])}"
+    if isinstance(error, OverrideParseException):
+        return f"{error.override} cannot be read as KEY=VALUE (quote special characters)"
+    if isinstance(error, MissingMandatoryValue):
+        return f"{error.full_key} has no default: give {error.full_key}=VALUE"
+    if isinstance(cause, ConfigAttributeError | ConfigKeyError):
+        return _unknown_key(cause)
+    if group_asked := re.match(r"You must specify '(\w+)'", str(error)):
+        group = group_asked[1]
+        return f"{group}= is missing: give one of {', '.join(_choices(group))}"
     text = str(cause if isinstance(cause, UserError) else error)
+    if isinstance(cause, ValidationError):
+        text = f"{text.removeprefix('Error merging override ')}: {str(cause).splitlines()[0]}"
     lines = [" ".join(x.split()) for x in text.splitlines()]
     lines = [x for x in lines if x and not x.startswith(("object_type=", "reference_type="))]
     return "; ".join(lines)
+
+
+def _unknown_key(error: ConfigAttributeError | ConfigKeyError) -> str:
+    """The key that does not exist, beside those that do."""
+    group = str(error.full_key).rpartition(".")[0]
+    known = sorted(str(key) for key in error.parent_node or () if key != "hydra")
+    line = f"{error.full_key} is not a setting: {group or 'there'} has {', '.join(known) or 'none'}"
+    free = error.parent_node is not None and OmegaConf.get_type(error.parent_node) is dict
+    return f"{line}; +{error.full_key}=VALUE adds it" if group and free else line
+
+
+def _choices(group: str) -> list[str]:
+    """The names in conf/GROUP."""
+    return sorted(p.stem for p in (CONF / group).glob("*.yaml"))

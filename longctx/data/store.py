@@ -159,7 +159,7 @@ class StoreWriter:
             json.dump(self._meta | counts | {"digest": digest}, file, indent=2, sort_keys=True)
             file.flush()
             os.fsync(file.fileno())
-        os.rename(self._tmp, self.path)
+        self._tmp.rename(self.path)
         parent = os.open(self.path.parent, os.O_RDONLY)
         try:
             os.fsync(parent)

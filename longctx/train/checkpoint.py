@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,31 +115,45 @@ def save(
         share[owner] += values["weight"].numel()
         if owner == mesh.dp_rank:
             mine |= {f"{key}/{kind}": v.float().contiguous() for kind, v in values.items()}
-    failure = _write(partial / name, mine)
-    if mesh.sum(failure is not None):
-        if mesh.main:
-            shutil.rmtree(partial, ignore_errors=True)
-        mesh.barrier()
-        raise UserError(f"{final} could not be written: {failure or 'a rank failed'}")
+    _all_or_none(partial, _failure(lambda: _write(partial / name, mine)), mesh)
+    failure = None
     if mesh.main:
-        files = sorted(p.name for p in partial.glob("state_*.safetensors"))
-        checks = {f: _file_check(partial / f) for f in files}
-        _write_json(partial / INDEX, {"step": step, **about, "files": checks})
-        shutil.rmtree(final, ignore_errors=True)
-        partial.rename(final)
-    mesh.barrier()
+        failure = _failure(lambda: _publish(partial, final, {"step": step, **about}))
+    _all_or_none(partial, failure, mesh)
     return final
 
 
-def _write(path: Path, tensors: dict[str, Tensor]) -> str | None:
-    """Writes and flushes a file; the reason if that failed."""
+def _failure(deed: Callable[[], None]) -> str | None:
+    """Why `deed` could not write, or None."""
     try:
-        save_file(tensors, path)
-        with path.open("rb+") as file:
-            os.fsync(file.fileno())
+        deed()
     except (OSError, SafetensorError) as error:
         return str(error)
     return None
+
+
+def _all_or_none(partial: Path, failure: str | None, mesh: Mesh) -> None:
+    """Goes on if all ranks could write, else removes what they did. Collective."""
+    if not mesh.sum(failure is not None):
+        return
+    if mesh.main:
+        shutil.rmtree(partial, ignore_errors=True)
+    mesh.barrier()
+    raise UserError(f"{partial.with_suffix('')} could not be written: {failure or 'a rank failed'}")
+
+
+def _write(path: Path, tensors: dict[str, Tensor]) -> None:
+    save_file(tensors, path)
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def _publish(partial: Path, final: Path, about: dict[str, Any]) -> None:
+    """Adds the checksums and gives the directory its final name."""
+    files = sorted(p.name for p in partial.glob("state_*.safetensors"))
+    _write_json(partial / INDEX, {**about, "files": {f: _file_check(partial / f) for f in files}})
+    shutil.rmtree(final, ignore_errors=True)
+    partial.rename(final)
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:
@@ -167,7 +181,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     try:
         meta = json.loads((path / INDEX).read_text())
         expected = meta["files"]
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         raise UserError(f"{path} is not a checkpoint: it has no readable {INDEX}") from None
     for file, check in expected.items():
         if not (path / file).is_file() or _file_check(path / file) != check:
@@ -186,9 +200,12 @@ def newest(root: Path) -> tuple[Checkpoint | None, list[str]]:
     return None, problems
 
 
-def prune(root: Path, keep_last: int) -> None:
-    """Deletes all but the newest `keep_last` checkpoints; 0 keeps all."""
-    found = sorted(root.glob("step_*[0-9]"))
+def prune(root: Path, step: int, keep_last: int) -> None:
+    """Deletes all but the newest `keep_last` checkpoints up to `step`; 0 keeps all.
+
+    Later ones do not count: they are damaged, or the run would have gone on from them.
+    """
+    found = sorted(p for p in root.glob("step_*[0-9]") if p.name <= f"step_{step:08d}")
     for old in found[:-keep_last] if keep_last else []:
         shutil.rmtree(old)
 

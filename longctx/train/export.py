@@ -1,9 +1,13 @@
 """From a checkpoint to a directory that `AutoModelForCausalLM.from_pretrained` loads.
 
 One process, no engine: the run's model is built again from its own configuration, takes the
-checkpoint's weights, and is written. It needs room for one copy of the weights.
+checkpoint's weights, and is written. It needs room for one copy of the weights. Training does this
+for the last checkpoint; `python -m longctx.train.export CHECKPOINT DIRECTORY` for any other.
 """
 
+import argparse
+import importlib
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +15,7 @@ from typing import Any
 from torch import nn
 
 from longctx.config import RunConfig, build
+from longctx.errors import UserError
 from longctx.models.export import export
 from longctx.models.load import DTYPES
 from longctx.models.lora import merge_lora
@@ -52,3 +57,26 @@ def export_checkpoint(
     model, run = checkpoint_model(path, build_model)
     model.to(DTYPES[run.train.export_dtype])
     return export(model, run.model.tokenizer or run.model.path, directory)
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m longctx.train.export", description=__doc__)
+    parser.add_argument("checkpoint", type=Path, help="RUN/checkpoints/step_XXXXXXXX")
+    parser.add_argument("directory", type=Path, help="where to write the export")
+    given = parser.parse_args()
+    try:
+        run = open_checkpoint(given.checkpoint).meta["run"]
+        recipe = importlib.import_module(run["builder"]).RECIPE
+        export_checkpoint(given.checkpoint, recipe.build_model, given.directory)
+    except UserError as error:
+        sys.exit(_fail(error))
+
+
+def _fail(error: UserError) -> int:
+    sys.stderr.write(f"error: {error}\n")
+    return 2
+
+
+if __name__ == "__main__":
+    main()

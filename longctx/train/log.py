@@ -16,6 +16,7 @@ import yaml
 from tqdm import tqdm
 
 from longctx.config import WandbConfig
+from longctx.errors import UserError
 
 METRICS = "metrics.jsonl"
 
@@ -74,11 +75,19 @@ class Log:
 
 
 def write_config(run_dir: Path, config: dict[str, Any]) -> None:
-    """Keeps the resolved run beside its results, as `config.yaml`."""
-    run_dir.mkdir(parents=True, exist_ok=True)
-    partial = run_dir / "config.yaml.tmp"
-    partial.write_text(yaml.safe_dump(config, sort_keys=False))
-    partial.rename(run_dir / "config.yaml")
+    """Keeps the resolved run beside its results, as `config.yaml`.
+
+    Raises:
+        UserError: if `run_dir` cannot be written.
+    """
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        partial = run_dir / "config.yaml.tmp"
+        partial.write_text(yaml.safe_dump(config, sort_keys=False))
+        partial.rename(run_dir / "config.yaml")
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(f"run_dir={run_dir} cannot be written: {reason}") from error
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:

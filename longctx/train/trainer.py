@@ -111,19 +111,24 @@ class Trainer:
         """Trains to `max_steps`, evaluating and saving on the way; the last checkpoint's path."""
         log = self._open_log()
         saved = self.checkpoints / f"step_{self.step:08d}" if self.step else None
-        while self.step < self.run.train.max_steps:
-            torch.manual_seed(hash((self.run.seed, self.step, self.mesh.dp_rank)) % 2**63)
-            result = self.train_step(self.step)
-            self.step += 1
-            self.tokens += result.tokens
-            held_out = self.evaluate() if self._due(self.run.train.eval_every) else None
+        try:
+            while self.step < self.run.train.max_steps:
+                saved = self._step_and_save(log) or saved
+        finally:
             if log:
-                log.step(self._metrics(result, held_out))
-            if self._due(self.run.train.save_every):
-                saved = self.save()
-        if log:
-            log.close()
+                log.close()
         return saved or self.save()
+
+    def _step_and_save(self, log: Log | None) -> Path | None:
+        """One step with what is due after it; the checkpoint's path if one is."""
+        torch.manual_seed(hash((self.run.seed, self.step, self.mesh.dp_rank)) % 2**63)
+        result = self.train_step(self.step)
+        self.step += 1
+        self.tokens += result.tokens
+        held_out = self.evaluate() if self._due(self.run.train.eval_every) else None
+        if log:
+            log.step(self._metrics(result, held_out))
+        return self.save() if self._due(self.run.train.save_every) else None
 
     def train_step(self, step: int) -> StepResult:
         """One optimizer step: the gradient is that of (global sum) / (global count)."""
@@ -133,7 +138,7 @@ class Trainer:
 
         scored = self.mesh.sum(sum(batch.scored for batch in batches))
         if not scored:
-            raise UserError(f"step {step}: no token is scored; every label is masked")
+            raise UserError(f"step {step + 1}: no token is scored; every label is masked")
         total = 0.0
         for batch in batches:
             loss_sum, _ = self.engine(**batch.to(self.mesh.device).tensors())
@@ -144,10 +149,14 @@ class Trainer:
         lr = learning_rate(step, self.run.train.max_steps, self.run.optim)
         if not math.isfinite(loss):
             raise UserError(
-                f"step {step}: the loss is {loss}; nothing was updated. Lower optim.lr?"
+                f"step {step + 1}: the loss is {loss}; nothing was updated. Lower optim.lr?"
             )
         grad_norm = self.engine.step(lr)
-
+        if not math.isfinite(grad_norm):
+            raise UserError(
+                f"step {step + 1}: the gradient norm is {grad_norm}; nothing was saved since. "
+                "Lower optim.lr?"
+            )
         return StepResult(
             loss=loss,
             grad_norm=grad_norm,
@@ -182,7 +191,7 @@ class Trainer:
         state = ((name, values) for name, values in self.engine.state())
         path = checkpoint.save(self.checkpoints, self.step, state, about, self.mesh)
         if self.mesh.main:
-            checkpoint.prune(self.checkpoints, self.run.train.keep_last)
+            checkpoint.prune(self.checkpoints, self.step, self.run.train.keep_last)
         return path
 
     def _due(self, every: int) -> bool:
@@ -224,6 +233,10 @@ class Trainer:
             raise UserError(
                 f"{self.checkpoints} already holds checkpoints: take another run_dir, "
                 "or resume=auto to go on"
+            )
+        if problems and not found:
+            raise UserError(
+                f"{problems[0]}, and there is no older valid checkpoint: take another run_dir"
             )
         if self.mesh.main:
             for line in problems:

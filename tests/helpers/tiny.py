@@ -17,10 +17,16 @@ ARCHITECTURE = (
 )
 
 
-def make_store(path: Path, seed: int = 0, documents: int = 40, longest: int = 90) -> Path:
+def make_store(
+    path: Path,
+    seed: int = 0,
+    documents: int = 40,
+    longest: int = 90,
+    tokenizer: str = "0" * 64,
+) -> Path:
     """A token store of random documents between 3 and `longest` tokens."""
     random = np.random.default_rng(seed)
-    about = {"tokenizer_sha256": "0" * 64, "vocab_size": VOCAB, "bos_id": 1, "eos_id": 2}
+    about = {"tokenizer_sha256": tokenizer, "vocab_size": VOCAB, "bos_id": 1, "eos_id": 2}
     with StoreWriter(path, **about, source={"test": seed}) as store:
         for length in random.integers(3, longest, documents):
             store.add(np.array([1, *random.integers(4, VOCAB, length - 2), 2]))

@@ -1,0 +1,173 @@
+"""The typed evaluation: every setting of `evaluate.py`, its unit and its meaning.
+
+Values stand in `conf/evaluate.yaml` and `conf/effort/`, not here.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from longctx.config import ModelConfig, RopeConfig, choice, positive
+from longctx.errors import UserError
+
+TASKS = ("perplexity", "passkey", "k_max")
+PROTOCOLS = ("sliding_new_tokens", "single_pass_buckets", "token_matched")
+MODES = ("teacher_forced", "generate")
+
+
+@dataclass(frozen=True)
+class PerplexityConfig:
+    """Loss on held-out text; see `longctx/eval/perplexity.py` for the protocols.
+
+    Args:
+        protocols: `sliding_new_tokens | single_pass_buckets | token_matched`, one or more.
+        stride: tokens a sliding window moves, and scores.
+        target_tokens: tokens scored at the end of each token-matched window.
+        windows: token-matched windows per document, at most.
+        max_documents: documents scored, evenly spaced over the store. None: all long enough.
+        document_tokens: documents are cut to so many for the sliding window, but never below
+            the longest of `lengths`. None: whole documents.
+    """
+
+    protocols: list[str]
+    stride: int
+    target_tokens: int
+    windows: int
+    max_documents: int | None
+    document_tokens: int | None
+
+    def __post_init__(self) -> None:
+        for protocol in self.protocols:
+            choice(protocol, PROTOCOLS, "perplexity.protocols")
+        for key in ("stride", "target_tokens", "windows"):
+            positive(getattr(self, key), f"perplexity.{key}")
+        for key in ("max_documents", "document_tokens"):
+            if (value := getattr(self, key)) is not None:
+                positive(value, f"perplexity.{key}")
+
+
+@dataclass(frozen=True)
+class PasskeyConfig:
+    """Key retrieval over length x depth.
+
+    Args:
+        depths: places of the key, 0 (start of the prompt) to 1 (end).
+        mode: `teacher_forced` (one forward a prompt) `| generate` (through the cache).
+    """
+
+    depths: list[float]
+    mode: str
+
+    def __post_init__(self) -> None:
+        choice(self.mode, MODES, "passkey.mode")
+        if not self.depths or not all(0 <= depth <= 1 for depth in self.depths):
+            raise UserError(f"passkey.depths={list(self.depths)} must be numbers from 0 to 1")
+
+
+@dataclass(frozen=True)
+class KMaxConfig:
+    """Position Interpolation's effective window, for the longest of `lengths`.
+
+    Args:
+        points: distances tested, uniformly spaced up to the longest length.
+        threshold: success rate that every shorter distance must reach, 0 to 1.
+        mode: as in PasskeyConfig.
+    """
+
+    points: int
+    threshold: float
+    mode: str
+
+    def __post_init__(self) -> None:
+        positive(self.points, "k_max.points")
+        choice(self.mode, MODES, "k_max.mode")
+        if not 0 < self.threshold <= 1:
+            raise UserError(f"k_max.threshold={self.threshold} must be above 0 and at most 1")
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """One evaluation of one model.
+
+    Args:
+        model: the model under test; it needs a path.
+        label: its name in tables and figures. None: made of its name, attention and rope.
+        attention: `name` of a method and its numbers. None: as recorded in the checkpoint.
+        rope: rotary scaling. `none`: as recorded in the checkpoint. Its target is the longest of
+            `lengths` where nothing else is given.
+        dtype: `fp32 | bf16`. None: fp32 on a CPU, bf16 on a GPU.
+        device: `cpu`, `cuda`, `cuda:1`. None: a GPU where there is one.
+        tasks: `perplexity | passkey | k_max`, one or more.
+        lengths: context lengths, tokens.
+        held_out: token store to score, for perplexity.
+        out: directory for `results.json`, `samples.jsonl`, `report.md` and figures.
+        compare: directories of earlier evaluations, added to table and figures.
+        samples: prompts per passkey cell and per k_max distance.
+        batch_tokens: tokens in one forward pass, unless a single row is longer.
+        seed: of keys and filler.
+        perplexity, passkey, k_max: see their classes.
+    """
+
+    model: ModelConfig
+    label: str | None
+    rope: RopeConfig
+    dtype: str | None
+    device: str | None
+    tasks: list[str]
+    lengths: list[int]
+    held_out: str | None
+    out: str
+    compare: list[str]
+    samples: int
+    batch_tokens: int
+    seed: int
+    perplexity: PerplexityConfig
+    passkey: PasskeyConfig
+    k_max: KMaxConfig
+    attention: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        for task in self.tasks:
+            choice(task, TASKS, "tasks")
+        for key in ("samples", "batch_tokens"):
+            positive(getattr(self, key), key)
+        if not self.tasks or not self.lengths:
+            raise UserError("tasks=[..] and lengths=[..] must name at least one each")
+        if min(self.lengths) < 2:
+            raise UserError(f"lengths={list(self.lengths)} must be at least 2 tokens each")
+        if "perplexity" in self.tasks:
+            self._check_perplexity()
+        if self.dtype is not None:
+            choice(self.dtype, ("fp32", "bf16"), "dtype")
+        if self.model.path is None:
+            raise UserError(f"model={self.model.name} has no weights to evaluate: give model=PATH")
+
+    def _check_perplexity(self) -> None:
+        if self.held_out is None:
+            raise UserError("tasks=[perplexity] needs held_out=DIR, a token store")
+        scored = {"stride": "sliding_new_tokens", "target_tokens": "token_matched"}
+        for key, protocol in scored.items():
+            tokens = getattr(self.perplexity, key)
+            if protocol in self.perplexity.protocols and tokens >= min(self.lengths):
+                raise UserError(
+                    f"perplexity.{key}={tokens} must be shorter than every window of "
+                    f"lengths={list(self.lengths)}"
+                )
+
+    @property
+    def tokenizer(self) -> str:
+        """Where the tokenizer is."""
+        return self.model.tokenizer or self.path
+
+    @property
+    def path(self) -> str:
+        """Where the model is."""
+        return self.model.path or ""
+
+    @property
+    def scaling(self) -> RopeConfig | None:
+        """The rotary scaling to load with; None: as recorded in the checkpoint."""
+        if self.rope.name == "none":
+            return None
+        if self.rope.factor is None and self.rope.target is None:
+            return replace(self.rope, target=max(self.lengths))
+        return self.rope

@@ -1,0 +1,233 @@
+"""Figures of an evaluation: perplexity against length, needle heat maps, k_max.
+
+Drawn without a display; a few hundred milliseconds each. Colours are readable to colour-blind
+eyes (Okabe-Ito lines, viridis maps).
+"""
+
+from collections.abc import Iterator, Sequence
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = "osD^vP*"
+LOG_FROM = 10  # a log y axis above this ratio of largest to smallest perplexity
+
+Results = dict[str, Any]
+
+
+def result_of(results: Results, task: str) -> dict[str, Any] | None:
+    """A task's result in one `results.json`, if it is there."""
+    entry = results["tasks"].get(task)
+    return None if entry is None else entry["result"]
+
+
+def protocols_of(results: Results) -> dict[str, Any]:
+    """Perplexity results by protocol name."""
+    result = result_of(results, "perplexity")
+    return {} if result is None else result["protocols"]
+
+
+def _save(figure: Figure, path: Path) -> str:
+    FigureCanvasAgg(figure)
+    figure.savefig(path, dpi=150)
+    return path.name
+
+
+def _axes(width: float, height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.subplots()
+    axes.grid(True, alpha=0.25, linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _length_axis(axes: Axes, lengths: Sequence[int], label: str) -> None:
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(lengths, [f"{n:,}" for n in lengths])
+    axes.tick_params(axis="x", which="minor", bottom=False)
+    if len(lengths) > 8:
+        axes.tick_params(axis="x", labelrotation=45)
+    axes.set_xlabel(label)
+
+
+def _window_lines(axes: Axes, models: Sequence[Results]) -> None:
+    """Dotted grey at native windows, dashed where a model's extended window ends."""
+    for native in sorted({m["native_window"] for m in models}):
+        axes.axvline(native, color="#666666", linestyle=":", label=f"native window {native:,}")
+    extended = {m["window"] for m in models} - {m["native_window"] for m in models}
+    for window in sorted(extended):
+        owners = [i for i, m in enumerate(models) if m["window"] == window]
+        colour = COLOURS[owners[0] % len(COLOURS)] if len(owners) == 1 else "#333333"
+        axes.axvline(
+            window, color=colour, linestyle="--", linewidth=1, label=f"extended window {window:,}"
+        )
+
+
+def _curve(results: Results, protocol: str) -> list[tuple[int, float, float]]:
+    """(length, perplexity, its standard error) of one model under one protocol."""
+    rows = protocols_of(results)[protocol]["rows"]
+    if protocol == "single_pass_buckets":
+        longest = max(rows, key=lambda row: int(row["length"]))
+        return [(b["end"], b["perplexity"], b["perplexity_se"] or 0) for b in longest["buckets"]]
+    return [(r["length"], r["perplexity"], r["perplexity_se"] or 0) for r in rows]
+
+
+def perplexity_figure(models: Sequence[Results], protocol: str, path: Path) -> str:
+    """Perplexity against context length (or position), a line per model.
+
+    Args:
+        models: contents of `results.json`, those that lack the protocol are left out.
+        protocol: its name, printed in the title.
+        path: PNG to write.
+
+    Returns:
+        The file's name.
+    """
+    figure, axes = _axes(7.0, 4.2)
+    values: list[float] = []
+    ticks: set[int] = set()
+    for i, model in enumerate(models):
+        if protocol not in protocols_of(model):
+            continue
+        lengths, perplexity, error = zip(*sorted(_curve(model, protocol)), strict=True)
+        axes.errorbar(
+            lengths,
+            perplexity,
+            yerr=error,
+            label=model["label"],
+            color=COLOURS[i % len(COLOURS)],
+            marker=MARKERS[i % len(MARKERS)],
+            markersize=5,
+            linewidth=1.6,
+            capsize=2,
+        )
+        values += perplexity
+        ticks |= set(lengths)
+    _window_lines(axes, [m for m in models if protocol in protocols_of(m)])
+    by_position = protocol == "single_pass_buckets"
+    _length_axis(
+        axes,
+        sorted(ticks),
+        "position (end of bucket), tokens" if by_position else "context, tokens",
+    )
+    if max(values) > LOG_FROM * min(values):
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(lambda y, _: f"{y:,.0f}" if y >= 1 else f"{y:g}")
+    axes.set_ylabel("perplexity")
+    axes.set_title(f"Perplexity, protocol {protocol}", fontsize=11)
+    axes.legend(frameon=False, fontsize=8)
+    return _save(figure, path)
+
+
+def _heat_map(axes: Axes, model: Results) -> Any:
+    result = result_of(model, "passkey") or {}
+    lengths = sorted({c["length"] for c in result["cells"]})
+    depths = sorted({c["depth"] for c in result["cells"]})
+    rates = {(c["depth"], c["length"]): 100 * c["rate"] for c in result["cells"]}
+    image = axes.imshow(
+        [[rates[depth, length] for length in lengths] for depth in depths],
+        cmap="viridis",
+        vmin=0,
+        vmax=100,
+        aspect="auto",
+    )
+    for (depth, length), rate in rates.items():
+        axes.text(
+            lengths.index(length),
+            depths.index(depth),
+            f"{rate:.0f}",
+            ha="center",
+            va="center",
+            fontsize=8,
+            color="black" if rate > 60 else "white",
+        )
+    axes.set_xticks(range(len(lengths)), [f"{n:,}" for n in lengths])
+    axes.set_yticks(range(len(depths)), [f"{100 * d:.0f}" for d in depths])
+    axes.set_xlabel("prompt length, tokens")
+    axes.set_ylabel("depth of the key, %")
+    axes.set_title(f"{model['label']}: mean {100 * result['mean']:.1f} %", fontsize=10)
+    for window, style in {model["window"]: "--", model["native_window"]: ":"}.items():
+        inside = sum(length <= window for length in lengths)
+        if 0 < inside < len(lengths):
+            axes.axvline(inside - 0.5, color="white", linewidth=3.5)
+            axes.axvline(inside - 0.5, color="#D55E00", linestyle=style, linewidth=2)
+    return image
+
+
+def passkey_figure(models: Sequence[Results], path: Path) -> str:
+    """A heat map per model: prompt length x depth of the key, per cent retrieved.
+
+    The dotted line ends the native window, the dashed one the extended window.
+
+    Args:
+        models: contents of `results.json` that hold the task.
+        path: PNG to write.
+
+    Returns:
+        The file's name.
+    """
+    columns = 1 if len(models) == 1 else 2
+    rows = ceil(len(models) / columns)
+    figure = Figure(figsize=(5.4 * columns + 0.8, 3.3 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False).flatten()
+    for axes, model in zip(grid, models, strict=False):
+        image = _heat_map(axes, model)
+    for axes in grid[len(models) :]:
+        axes.set_visible(False)
+    bar = figure.colorbar(image, ax=list(grid), shrink=0.85)
+    bar.set_label("keys retrieved, %")
+    return _save(figure, path)
+
+
+def k_max_figure(models: Sequence[Results], path: Path) -> str:
+    """Success against the distance of the key, a line per model, k_max in the legend.
+
+    Args:
+        models: contents of `results.json` that hold the task.
+        path: PNG to write.
+
+    Returns:
+        The file's name.
+    """
+    figure, axes = _axes(7.0, 4.2)
+    for i, model in enumerate(models):
+        result = result_of(model, "k_max") or {}
+        axes.plot(
+            [c["k"] for c in result["cells"]],
+            [100 * c["rate"] for c in result["cells"]],
+            label=f"{model['label']}: k_max {result['k_max']:,} of {result['target']:,}",
+            color=COLOURS[i % len(COLOURS)],
+            marker=MARKERS[i % len(MARKERS)],
+            markersize=4,
+            linewidth=1.4,
+        )
+    for threshold in {model["tasks"]["k_max"]["settings"]["threshold"] for model in models}:
+        axes.axhline(100 * threshold, color="#333333", linewidth=1, label="threshold")
+    _window_lines(axes, models)
+    axes.set_ylim(-4, 104)
+    axes.set_xlim(left=0)
+    axes.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
+    axes.set_xlabel("distance from the key to the end, tokens")
+    axes.set_ylabel("keys retrieved, %")
+    axes.set_title("Passkey by distance", fontsize=11)
+    axes.legend(frameon=False, fontsize=8)
+    return _save(figure, path)
+
+
+def draw(models: Sequence[Results], out: Path) -> Iterator[tuple[str, str]]:
+    """Draws every figure that the results have data for; yields (caption, file name)."""
+    names = dict.fromkeys(name for model in models for name in protocols_of(model))
+    for name in names:
+        yield (
+            f"Perplexity, {name}",
+            perplexity_figure(models, name, out / f"perplexity_{name}.png"),
+        )
+    if found := [m for m in models if result_of(m, "passkey")]:
+        yield "Passkey retrieval", passkey_figure(found, out / "passkey.png")
+    if found := [m for m in models if result_of(m, "k_max")]:
+        yield "Passkey by distance", k_max_figure(found, out / "k_max.png")

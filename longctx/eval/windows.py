@@ -1,0 +1,164 @@
+"""A protocol is a list of windows: which tokens the model sees, and which of them are scored.
+
+Planning costs nothing; `score_windows` costs one forward per window, batched up to a number of
+tokens. Everything that differs between the perplexity protocols stands in these lists.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import sqrt
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from tqdm import tqdm
+
+from longctx.errors import UserError
+from longctx.eval.score import token_nll
+
+FloatArray = NDArray[np.float64]
+
+
+class Documents(Protocol):
+    """What is read of a token store."""
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """`[documents]` tokens in each."""
+        ...
+
+    def tokens(self, i: int, start: int = 0, stop: int | None = None) -> NDArray[np.integer[Any]]:
+        """Tokens `start:stop` of document `i`."""
+        ...
+
+
+@dataclass(frozen=True)
+class Window:
+    """Tokens `start:stop` of a document are seen, `first:stop` are scored (`first > start`)."""
+
+    document: int
+    start: int
+    stop: int
+    first: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(tokens seen, tokens scored)."""
+        return self.stop - self.start, self.stop - self.first
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A mean over tokens, with its standard error.
+
+    Args:
+        nll: mean negative log-likelihood, nats.
+        se: standard error of `nll` over clusters; None with fewer than two clusters.
+        tokens: how many tokens were scored.
+        clusters: how many independent pieces of text they come from.
+    """
+
+    nll: float
+    se: float | None
+    tokens: int
+    clusters: int
+
+    def row(self) -> dict[str, float | int | None]:
+        """The numbers of a result row; the error of the perplexity is by the delta method."""
+        perplexity = float(np.exp(self.nll))
+        error = None if self.se is None else perplexity * self.se
+        return {
+            "perplexity": perplexity,
+            "perplexity_se": error,
+            "nll": self.nll,
+            "nll_se": self.se,
+            "tokens": self.tokens,
+            "clusters": self.clusters,
+        }
+
+
+def evenly(count: int, wanted: int | None) -> list[int]:
+    """At most `wanted` of the indices `0..count-1`, evenly spaced, both ends included."""
+    if wanted is None or wanted >= count:
+        return list(range(count))
+    if wanted == 1:
+        return [0]
+    return [i * (count - 1) // (wanted - 1) for i in range(wanted)]
+
+
+def _batches(windows: Sequence[Window], batch_tokens: int) -> Iterator[list[Window]]:
+    """Runs of windows of one shape, each at most `batch_tokens` (and at least one window)."""
+    batch: list[Window] = []
+    for window in windows:
+        full = (len(batch) + 1) * (window.stop - window.start) > batch_tokens
+        if batch and (full or window.shape != batch[0].shape):
+            yield batch
+            batch = []
+        batch.append(window)
+    if batch:
+        yield batch
+
+
+def score_windows(
+    model: nn.Module,
+    documents: Documents,
+    windows: Sequence[Window],
+    batch_tokens: int,
+    title: str,
+) -> list[FloatArray]:
+    """NLL of the scored tokens of each window, in the windows' order.
+
+    Args:
+        model: see `longctx.eval.score.token_nll`.
+        documents: the store the windows point into.
+        windows: the plan.
+        batch_tokens: tokens in one forward pass, unless a single window is longer.
+        title: of the progress bar (on stderr, only on a terminal).
+
+    Returns:
+        One `[scored]` fp64 array a window, nats.
+
+    Raises:
+        UserError: if a loss is not finite.
+    """
+    result: list[FloatArray] = []
+    with tqdm(total=len(windows), desc=title, unit="window", disable=None) as bar:
+        for batch in _batches(windows, batch_tokens):
+            rows = [documents.tokens(w.document, w.start, w.stop) for w in batch]
+            tokens = torch.from_numpy(np.stack(rows).astype(np.int64))
+            first = batch[0].first - batch[0].start
+            nll = token_nll(model, tokens, slice(first, None)).double().numpy()
+            if not np.isfinite(nll).all():
+                raise UserError(
+                    f"{title}: the model's loss is not finite in document {batch[0].document} at "
+                    f"token {batch[0].start}: try dtype=fp32"
+                )
+            result.extend(nll.reshape(len(batch), -1))
+            bar.update(len(batch))
+    return result
+
+
+def mean_over(windows: Sequence[Window], nlls: Sequence[FloatArray]) -> Mean:
+    """Mean NLL = (sum over all tokens) / (their number), and its standard error.
+
+    Tokens of one text are correlated, so the error is that of a ratio over clusters: documents,
+    or windows where only one document was scored.
+
+    Args:
+        windows: where each array comes from.
+        nlls: one array of scored tokens a window; empty arrays are ignored.
+    """
+    used = [(w, n) for w, n in zip(windows, nlls, strict=True) if len(n)]
+    by_document = len({w.document for w, _ in used}) > 1
+    cluster = [w.document if by_document else i for i, (w, _) in enumerate(used)]
+    _, index = np.unique(np.array(cluster), return_inverse=True)
+    sums = np.bincount(index, weights=[n.sum() for _, n in used])
+    counts = np.bincount(index, weights=[len(n) for _, n in used])
+    total, k = counts.sum(), len(counts)
+    mean = float(sums.sum() / total)
+    se = None
+    if k > 1:
+        se = float(sqrt(k / (k - 1) * np.square(sums - mean * counts).sum()) / total)
+    return Mean(mean, se, int(total), k)

@@ -1,0 +1,112 @@
+"""Fits an attention method and exact rotary frequencies into transformers' stock model classes.
+
+With `load.py` the one place that touches transformers' internals: the attention and mask
+interfaces, and the rotary module. Nothing global is overwritten; a method gets a name of its own,
+and only the rotary module of the model at hand is changed.
+"""
+
+import dataclasses
+import hashlib
+import json
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.masking_utils import AttentionMaskInterface
+
+from longctx.errors import UserError
+from longctx.models.choose import method_name
+
+
+def register_attention(method: Any) -> str:
+    """Makes a method known to transformers, under a name of its own that holds its numbers."""
+    numbers = dataclasses.asdict(method)
+    name = "longctx_" + method_name(method)
+    if numbers:
+        name += "_" + hashlib.sha256(json.dumps(numbers, sort_keys=True).encode()).hexdigest()[:8]
+    AttentionInterface.register(name, method.attend)
+    AttentionMaskInterface.register(name, _padding_mask)
+    return name
+
+
+def _padding_mask(
+    q_length: int,
+    kv_length: int,
+    q_offset: int | Tensor = 0,
+    kv_offset: int = 0,
+    attention_mask: Tensor | None = None,
+    **rest: Any,
+) -> Tensor | None:
+    """Hands on the `[b n]` padding mask, or None where all is real; documents travel as positions.
+
+    Raises:
+        UserError: if transformers asks for a mask that would be dropped.
+    """
+    if rest.get("use_vmap") or rest.get("local_size") is not None:
+        raise UserError("longctx attention takes no overlay on the causal mask (window, prefix)")
+    if isinstance(q_offset, Tensor) or q_offset + q_length != kv_offset + kv_length:
+        raise UserError(
+            f"{q_length} queries at {q_offset} do not end where {kv_length} keys end: the "
+            "attention mask must have one entry a key, and a static cache is not supported"
+        )
+    if attention_mask is None or bool(attention_mask.all()):
+        return None
+    return attention_mask[:, -kv_length:]
+
+
+class _Rotary(nn.Module):
+    """Mixed into the model's rotary class: frequencies stay fp32, and depend on this call only."""
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """Moves buffers but keeps their dtype: rounded frequencies give wrong angles at length."""
+        kept = dict(self._buffers)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, old in kept.items():
+            new = self._buffers[name]
+            if old is not None and new is not None and new.dtype != old.dtype:
+                self._buffers[name] = old.to(new.device)
+        return self
+
+    def forward(self, x: Tensor, position_ids: Tensor, *rest: Any, **named: Any) -> Any:
+        if self.rope_type == "dynamic":
+            # Transformers keeps the base of the longest call so far; a shorter one must not see it.
+            self.max_seq_len_cached = self.original_max_seq_len
+            self.inv_freq = self.original_inv_freq
+        return super().forward(x, position_ids, *rest, **named)
+
+
+@cache
+def _exact(rotary: type[nn.Module]) -> type[nn.Module]:
+    return type(rotary.__name__, (_Rotary, rotary), {"__module__": rotary.__module__})
+
+
+def rotary_modules(model: nn.Module) -> list[Any]:
+    """The modules that hold inverse frequencies."""
+    return [m for m in model.modules() if "inv_freq" in dict(m.named_buffers(recurse=False))]
+
+
+def guard_rotary(model: PreTrainedModel, expected: tuple[Tensor, float] | None) -> None:
+    """Guards the rotary modules and asserts their frequencies.
+
+    Raises:
+        RuntimeError: if the built model does not rotate as asked.
+    """
+    for module in rotary_modules(model):
+        kind: type[nn.Module] = type(module)
+        if not issubclass(kind, _Rotary):
+            module.__class__ = _exact(kind)  # type: ignore[arg-type]  # a class is hashable
+        built = module.inv_freq
+        if expected is None or built.device.type == "meta":
+            continue
+        want, factor = expected
+        right = built.dtype == torch.float32 and built.shape == want.shape
+        # 5e-6: fp32 powers of bases up to 1e8 are off by less than 3e-6.
+        right = right and torch.allclose(built.double().cpu(), want, rtol=5e-6, atol=0)
+        if not right or abs(module.attention_scaling - factor) > 1e-6:
+            raise RuntimeError(
+                f"the built model's rope differs from longctx.rope: inv_freq {built.dtype} ends in "
+                f"{float(built[-1]):.9g} for {float(want[-1]):.9g}, cos and sin are scaled by "
+                f"{module.attention_scaling} for {factor}"
+            )

@@ -1,0 +1,111 @@
+"""From what a user writes (a name, a mapping, a path) to typed choices, or one clear line.
+
+Costs the import of the attention methods, which need torch only.
+"""
+
+import dataclasses
+import importlib
+import pkgutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+
+import longctx.attention
+from longctx.config import RopeConfig
+from longctx.errors import UserError
+
+# What transformers raises for files or values it cannot use.
+FAILURES = (
+    OSError,
+    ValueError,
+    TypeError,
+    KeyError,
+    RuntimeError,
+    ImportError,
+    SafetensorError,
+    StrictDataclassError,
+)
+
+Attention = str | Mapping[str, Any] | None
+Rope = RopeConfig | Mapping[str, Any] | str | None
+Dtype = str | torch.dtype | None
+
+
+def attention_methods() -> list[str]:
+    """Names of the methods in `longctx/attention/`."""
+    modules = [m.name for m in pkgutil.iter_modules(longctx.attention.__path__)]
+    return [
+        m for m in modules if hasattr(importlib.import_module(f"longctx.attention.{m}"), "NAME")
+    ]
+
+
+def attention_method(attention: str | Mapping[str, Any]) -> Any:
+    """The method of that name with its numbers: an instance of its module's dataclass.
+
+    Raises:
+        UserError: if the name or one of the numbers is unknown.
+    """
+    given = {"name": attention} if isinstance(attention, str) else dict(attention)
+    name = given.pop("name", None)
+    available = attention_methods()
+    if name not in available:
+        raise UserError(f"attention.name={name!r} is not one of {', '.join(available)}")
+    numbers = importlib.import_module(f"longctx.attention.{name}").NUMBERS
+    known = [field.name for field in dataclasses.fields(numbers)]
+    for key in given:
+        if key not in known:
+            raise UserError(
+                f"attention.{key} is not a number of {name!r}: it has {', '.join(known) or 'none'}"
+            )
+    try:
+        return numbers(**given)
+    except TypeError as error:
+        raise UserError(f"attention={name}: {error}") from error
+
+
+def method_name(method: Any) -> str:
+    """The name of the module that a method is from."""
+    name: str = importlib.import_module(type(method).__module__).NAME
+    return name
+
+
+def rope_config(rope: Rope) -> RopeConfig:
+    """The scaling that was asked for; None is `none`.
+
+    Raises:
+        UserError: if a mapping has an unknown key.
+    """
+    if rope is None:
+        return RopeConfig()
+    if isinstance(rope, RopeConfig):
+        return rope
+    given = {"name": rope} if isinstance(rope, str) else dict(rope)
+    known = [field.name for field in dataclasses.fields(RopeConfig)]
+    for key in given:
+        if key not in known:
+            raise UserError(f"rope.{key} is not one of {', '.join(known)}")
+    return RopeConfig(**given)
+
+
+def locate(path: str) -> tuple[str, dict[str, Any]]:
+    """Where transformers should look, and its arguments for a `.gguf` file."""
+    local = Path(path).expanduser()
+    if local.is_dir():
+        return str(local), {}
+    if local.is_file() and local.suffix == ".gguf":
+        return str(local.parent), {"gguf_file": local.name}
+    if local.is_file():
+        raise UserError(f"{path} is neither a model directory nor a .gguf file")
+    if path.endswith(".gguf") or path.startswith((".", "/", "~")) or path.count("/") > 1:
+        raise UserError(f"{path} does not exist")
+    return path, {}
+
+
+def cannot(action: str, path: str, error: BaseException) -> UserError:
+    """One line of an error that transformers spreads over many."""
+    words = " ".join(str(error).split())
+    return UserError(f"cannot {action} {path}: {words[:300]}")

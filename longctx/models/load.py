@@ -1,0 +1,266 @@
+"""Load or build a decoder with a rope scaling and an attention method.
+
+The model stays the stock transformers class. Rope is set on the configuration before the model is
+built, because transformers 5 ignores it afterwards, and the frequencies of the built model are
+asserted against `longctx.rope`. Costs one reading of the weights.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from longctx import rope as scaling
+from longctx.errors import UserError
+from longctx.models import attach
+from longctx.models.choose import (
+    FAILURES,
+    Attention,
+    Dtype,
+    Rope,
+    attention_method,
+    cannot,
+    locate,
+    method_name,
+    rope_config,
+)
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+RECORD = "longctx_attention"  # config key under which a checkpoint keeps its attention method
+
+
+def load_model(
+    path: str,
+    attention: Attention = None,
+    rope: Rope = None,
+    dtype: Dtype = None,
+    device: str | torch.device | None = None,
+) -> PreTrainedModel:
+    """A pretrained decoder, with rope and attention of choice.
+
+    Args:
+        path: a directory, a `.gguf` file (de-quantised), or a hub name.
+        attention: a method's name, or a mapping of `name` and its numbers. None: what the
+            checkpoint records, else full attention.
+        rope: the scaling. None: the checkpoint's own.
+        dtype: `fp32 | bf16` or a torch dtype. None: the checkpoint's own.
+        device: where to put it. None: CPU.
+
+    Raises:
+        UserError: if the path cannot be read, is not a rotary decoder, or a choice does not fit it.
+    """
+    where, extra = locate(path)
+    try:
+        config = AutoConfig.from_pretrained(where, **extra)
+    except FAILURES as error:
+        raise cannot("read the configuration of", path, error) from error
+    config, expected, method = _prepare(config, attention, rope, path)
+    options: dict[str, Any] = {**extra, "dtype": "auto" if dtype is None else _dtype(dtype)}
+    if not extra:
+        options["use_safetensors"] = True  # never unpickle
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            where, config=config, attn_implementation=method, output_loading_info=True, **options
+        )
+    except FAILURES as error:
+        raise cannot("load the weights of", path, error) from error
+    model, info = loaded
+    assert isinstance(model, PreTrainedModel)
+    unknown = [k for k in info["unexpected_keys"] if not k.endswith("rotary_emb.inv_freq")]
+    for keys, fault in ((info["missing_keys"], "lacks"), (unknown, "has the unknown")):
+        if keys:
+            raise UserError(f"{path} {fault} weights {sorted(keys)[:3]} ({len(keys)} in all)")
+    if extra:
+        _forget_quantisation(model)
+    attach.guard_rotary(model, expected)
+    if device is not None:
+        nn.Module.to(model, device)
+    return model
+
+
+def build_model(
+    architecture: Mapping[str, Any],
+    attention: Attention = None,
+    rope: Rope = None,
+    dtype: str | torch.dtype = "fp32",
+    seed: int = 0,
+    meta: bool = False,
+) -> PreTrainedModel:
+    """A decoder from random weights; the same seed gives the same weights in fp32 and bf16.
+
+    Args:
+        architecture: transformers config fields, with `model_type`.
+        attention: as in `load_model`.
+        rope: as in `load_model`.
+        dtype: `fp32 | bf16` or a torch dtype.
+        seed: of the initialisation; the global generators are left as they were.
+        meta: build without memory, on the meta device, for parameter counts.
+
+    Raises:
+        UserError: if a field is unknown or a value does not fit the architecture.
+    """
+    config = _config(architecture)
+    config, expected, method = _prepare(config, attention, rope, "architecture")
+    with torch.random.fork_rng(devices=[]), torch.device("meta" if meta else "cpu"):
+        torch.manual_seed(seed)
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(
+            config, attn_implementation=method, dtype=torch.float32
+        )
+    attach.guard_rotary(model, expected)
+    model.config.dtype = _dtype(dtype)
+    nn.Module.to(model, _dtype(dtype))
+    return model
+
+
+def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a directory, a `.gguf` file or a hub name.
+
+    Raises:
+        UserError: if there is none.
+    """
+    where, extra = locate(path)
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(where, **extra)
+    except FAILURES as error:
+        raise cannot("read the tokenizer of", path, error) from error
+    return tokenizer
+
+
+def native_window(config: PreTrainedConfig) -> int:
+    """The window that a configuration claims, tokens."""
+    return int(config.max_position_embeddings)
+
+
+def describe(model: PreTrainedModel) -> dict[str, Any]:
+    """What a run prints of its model: rope as it is built, window, attention, size."""
+    parameters = model.config.rope_parameters
+    frequencies = attach.rotary_modules(model)[0].inv_freq
+    known = frequencies.device.type != "meta"
+    return {
+        "architecture": type(model).__name__,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "attention": model.config._attn_implementation,
+        "kernel": "sdpa",
+        "window": native_window(model.config),
+        "rope_type": parameters["rope_type"],
+        "rope_factor": parameters.get("factor", 1.0),
+        "rope_base": parameters["rope_theta"],
+        "inv_freq_first": float(frequencies[0]) if known else None,
+        "inv_freq_last": float(frequencies[-1]) if known else None,
+    }
+
+
+def architecture_of(path: str) -> dict[str, Any]:
+    """The configuration of a checkpoint as `build_model` takes it; no weight is read.
+
+    Raises:
+        UserError: if it cannot be read.
+    """
+    where, extra = locate(path)
+    try:
+        config: PreTrainedConfig = AutoConfig.from_pretrained(where, **extra)
+    except FAILURES as error:
+        raise cannot("read the configuration of", path, error) from error
+    fields: dict[str, Any] = config.to_diff_dict()
+    known = AutoConfig.for_model(config.model_type)
+    return {k: v for k, v in fields.items() if k == "model_type" or hasattr(known, k)}
+
+
+def _prepare(
+    config: PreTrainedConfig, attention: Attention, rope: Rope, where: str
+) -> tuple[PreTrainedConfig, tuple[Tensor, float] | None, str]:
+    """Puts rope and attention into a configuration, before anything is built.
+
+    Returns:
+        (the configuration, the expected frequencies or None if not known here, transformers' name
+        of the attention).
+    """
+    _check_decoder(config, where)
+    window, native = native_window(config), dict(config.rope_parameters)
+    dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    chosen = rope_config(rope)
+    if chosen.name == "none":
+        described = scaling.from_native(native)
+        origin = int(native.get("original_max_position_embeddings") or window)
+    else:
+        described, origin = chosen, window
+        config.rope_parameters = scaling.rope_parameters(chosen, native, window, dim)
+        config.max_position_embeddings = scaling.extended_window(chosen, window)
+    expected = None
+    if described is not None:
+        expected = scaling.inv_freq(described, float(native["rope_theta"]), origin, dim)
+    if attention is None:
+        attention = getattr(config, RECORD, None) or "full"
+    method = attention_method(attention)
+    if hasattr(config, RECORD):
+        delattr(config, RECORD)
+    if dataclasses.fields(method):
+        setattr(config, RECORD, {"name": method_name(method), **dataclasses.asdict(method)})
+    return config, expected, attach.register_attention(method)
+
+
+def _check_decoder(config: PreTrainedConfig, where: str) -> None:
+    kind = config.model_type
+    if type(config) not in AutoModelForCausalLM._model_mapping or config.is_encoder_decoder:
+        raise UserError(f"{where}: {kind!r} is not a decoder-only language model")
+    parameters = getattr(config, "rope_parameters", None)
+    if not parameters:
+        raise UserError(f"{where}: {kind!r} has no rotary embeddings, which longctx extends")
+    if "rope_theta" not in parameters:
+        raise UserError(f"{where}: {kind!r} has a rope per layer type, which is not supported")
+    sliding = "sliding_attention" in (getattr(config, "layer_types", None) or [])
+    if sliding or getattr(config, "sliding_window", None) is not None:
+        raise UserError(
+            f"{where}: {kind!r} has an active sliding window ({config.sliding_window} tokens), "
+            "which is not supported; set sliding_window to null to attend to everything"
+        )
+
+
+def _config(architecture: Mapping[str, Any]) -> PreTrainedConfig:
+    fields = dict(architecture)
+    kind = fields.pop("model_type", None)
+    if not kind:
+        raise UserError("model.architecture needs model_type, for example llama")
+    try:
+        known = AutoConfig.for_model(kind)
+        for key in fields:
+            if not hasattr(known, key) and key != "rope_theta":
+                raise UserError(f"model.architecture.{key} is not a field of {kind!r}")
+        config: PreTrainedConfig = AutoConfig.for_model(kind, **fields)
+    except UserError:
+        raise
+    except FAILURES as error:
+        raise cannot("build", f"model.architecture of {kind!r}", error) from error
+    return config
+
+
+def _forget_quantisation(model: PreTrainedModel) -> None:
+    """The weights of a `.gguf` are de-quantised: lets the model be saved like any other."""
+    model.hf_quantizer = None  # type: ignore[assignment]
+    for owner, name in (
+        (model.config, "quantization_config"),
+        (model, "is_quantized"),
+        (model, "quantization_method"),
+    ):
+        if hasattr(owner, name):
+            delattr(owner, name)
+
+
+def _dtype(dtype: str | torch.dtype) -> torch.dtype:
+    """A dtype by its short name, `fp32 | bf16`, or as it is."""
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype not in DTYPES:
+        raise UserError(f"dtype={dtype!r} is not one of {', '.join(DTYPES)}")
+    return DTYPES[dtype]

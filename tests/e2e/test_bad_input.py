@@ -1,0 +1,370 @@
+"""A user's mistake: one line that says what is wrong, exit code 2, nothing half-written."""
+
+import json
+import math
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from longctx.data.store import tokenizer_sha256
+from longctx.train import checkpoint, trainer
+from longctx.train.log import Log
+from tests.helpers.entry import run_entry, tree
+from tests.helpers.process import ROOT
+from tests.helpers.tiny import make_store, tiny_arguments
+
+
+def choices(group: str) -> str:
+    return ", ".join(sorted(p.stem for p in (ROOT / "conf" / group).glob("*.yaml")))
+
+
+OPTIM = "betas, clip, eps, final_fraction, lr, schedule, warmup_from, warmup_steps, weight_decay"
+NO_INTEGER = "of type 'str' could not be converted to Integer"
+
+# What is added to a good command line, and the line it gives; {run} is the run directory.
+COMPOSED = {
+    "unknown recipe": (["recipe=nope"], f"recipe=nope is not one of {choices('recipe')}"),
+    "unknown parallel": (["parallel=zero9"], f"parallel=zero9 is not one of {choices('parallel')}"),
+    "unknown attention": (
+        ["attention=nope"],
+        f"attention=nope is not one of {choices('attention')}",
+    ),
+    "unknown key": (["optim.lrr=1"], f"optim.lrr is not a setting: optim has {OPTIM}"),
+    "ill-typed value": (
+        ["train.max_steps=many"],
+        f"train.max_steps=many: Value 'many' {NO_INTEGER}",
+    ),
+    "not KEY=VALUE": (
+        ["foo bar"],
+        "foo bar cannot be read as KEY=VALUE (quote special characters)",
+    ),
+    "packing": (["data.packing=foo"], "data.packing='foo' is not one of concat, best_fit"),
+    "schedule": (
+        ["optim.schedule=foo"],
+        "optim.schedule='foo' is not one of constant, linear, cosine",
+    ),
+    "zero stage": (["parallel.zero_stage=5"], "parallel.zero_stage=5 is not one of 0, 1, 2, 3"),
+    "logger": (["logger=foo"], "logger='foo' is not one of wandb, none"),
+    "no learning rate": (["optim.lr=0"], "optim.lr=0.0 must be above 0"),
+    "missing model": (
+        ["model=/no/such/path"],
+        f"model=/no/such/path is neither a path nor one of {choices('model')}",
+    ),
+    "unknown model": (
+        ["model=unknown_name"],
+        f"model=unknown_name is neither a path nor one of {choices('model')}",
+    ),
+    "bf16 without master weights": (
+        ["train.dtype=bf16", "parallel=zero0"],
+        "train.dtype=bf16 needs parallel.zero_stage >= 1: DeepSpeed's stage 0 takes a wrong first "
+        "Adam step in bf16",
+    ),
+    "builder": (["builder=recipes.nope"], "builder=recipes.nope: there is no such module"),
+    "batch arithmetic": (
+        ["train.batch_rows=3", "train.micro_batch_rows=2"],
+        "train.batch_rows=3 is not a multiple of train.micro_batch_rows=2 x 1 ranks = 2",
+    ),
+    "evaluation arithmetic": (
+        ["train.eval_rows=3", "train.micro_batch_rows=2"],
+        "train.eval_rows=3 is not a multiple of train.micro_batch_rows=2 x 1 ranks",
+    ),
+    "missing store": (
+        ["data.store=[/no/store]"],
+        "/no/store: no such token store (data_prep/build_store.py makes it)",
+    ),
+    "no store": (
+        [f"data.store=['{ROOT}/conf']"],
+        f"{ROOT}/conf is not a token store: no readable meta.json",
+    ),
+    "attention method": (["attention.name=foo"], "attention.name='foo' is not one of full"),
+    "rope factor": (
+        ["rope=pi", "rope.factor=0.5"],
+        "rope.factor=0.5 must be at least 1: the window only grows",
+    ),
+    "adapter target": (
+        ["adapter=lora", "adapter.targets=[nope]"],
+        "adapter.targets: the model has no layer named 'nope'",
+    ),
+    "run_dir below a file": (
+        [f"run_dir='{ROOT}/train.py/run'"],
+        f"run_dir={ROOT}/train.py/run cannot be written: Not a directory",
+    ),
+    "run_dir is a file": (
+        [f"run_dir='{ROOT}/train.py'"],
+        f"run_dir={ROOT}/train.py cannot be written: File exists",
+    ),
+    "run_dir not writable": (
+        ["run_dir=/proc/run"],
+        "run_dir=/proc/run cannot be written: No such file or directory",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return make_store(tmp_path_factory.mktemp("data") / "store")
+
+
+@pytest.mark.parametrize("case", COMPOSED)
+def test_before_training(case, store, tmp_path):
+    more, line = COMPOSED[case]
+    done = run_entry(tiny_arguments(store, tmp_path / "run", *more), tmp_path / "log")
+    assert done.error == line
+    assert done.err.count("\n") == 1 and done.out == ""
+    assert not (tmp_path / "run").exists()
+
+
+def test_no_recipe(tmp_path):
+    done = run_entry([f"run_dir='{tmp_path}/run'"], tmp_path / "log")
+    assert done.error == f"recipe= is missing: give one of {choices('recipe')}"
+    assert not (tmp_path / "run").exists()
+
+
+def test_setting_without_default(tmp_path):
+    done = run_entry(["recipe=pi", "data=store", f"run_dir='{tmp_path}/run'"], tmp_path / "log")
+    assert done.error == "data.store has no default: give data.store=VALUE"
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("case", ["unknown recipe", "batch arithmetic"])
+def test_the_real_command_line_says_the_same(case, store, tmp_path):
+    more, line = COMPOSED[case]
+    command = [sys.executable, "train.py", *tiny_arguments(store, tmp_path / "run", *more)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr, done.stdout) == (2, f"error: {line}\n", "")
+    assert not (tmp_path / "run").exists()
+
+
+# --- the data ------------------------------------------------------------------------------------
+
+
+def test_store_of_another_tokenizer(store, tmp_path, lab_model):
+    more = f"model.tokenizer='{lab_model}'"
+    done = run_entry(tiny_arguments(store, tmp_path / "run", more), tmp_path / "log")
+    assert done.error == (
+        f"{store} was made with tokenizer 000000000000, but {lab_model} has tokenizer "
+        f"{tokenizer_sha256(lab_model)[:12]}: build the store with that tokenizer"
+    )
+    assert not (tmp_path / "run").exists()
+
+
+def test_rows_longer_than_the_data(store, tmp_path):
+    tokens = json.loads((store / "meta.json").read_text())["tokens"]
+    done = run_entry(tiny_arguments(store, tmp_path / "run", "data.seq_len=9999"), tmp_path / "log")
+    line = f"data.store holds {tokens} tokens, less than one row of data.seq_len=9999"
+    assert done.error == line
+    assert not (tmp_path / "run").exists()
+
+
+def test_truncated_store(store, tmp_path):
+    cut = Path(shutil.copytree(store, tmp_path / "cut"))
+    data = (cut / "tokens.ds").read_bytes()
+    (cut / "tokens.ds").write_bytes(data[:-2])
+    done = run_entry(tiny_arguments(cut, tmp_path / "run"), tmp_path / "log")
+    assert done.error == (
+        f"{cut}/tokens.ds has {len(data) - 2} bytes, meta.json says {len(data)}: build it again"
+    )
+    assert not (tmp_path / "run").exists()
+
+
+def test_corrupt_document(store, tmp_path):
+    bad = Path(shutil.copytree(store, tmp_path / "bad"))
+    data = bytearray((bad / "tokens.ds").read_bytes())
+    data[2] ^= 1  # the second token of the first document
+    (bad / "tokens.ds").write_bytes(data)
+    done = run_entry(tiny_arguments(bad, tmp_path / "run"), tmp_path / "log")
+    assert done.error == (
+        f"{bad}/tokens.ds: document 0 is corrupt (CRC32 differs): build it again"
+    )
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+# --- the run -------------------------------------------------------------------------------------
+
+
+def rate_that_destroys() -> None:
+    trainer.learning_rate = lambda *_: math.nan
+
+
+def gradient_that_explodes() -> None:
+    trainer.Engine.step = lambda *_: math.inf
+
+
+@pytest.mark.parametrize(
+    ("prepare", "line", "steps"),
+    [
+        (rate_that_destroys, "step 2: the loss is nan; nothing was updated. Lower optim.lr?", 1),
+        (
+            gradient_that_explodes,
+            "step 1: the gradient norm is inf; nothing was saved since. Lower optim.lr?",
+            0,
+        ),
+    ],
+)
+def test_numbers_that_are_not_finite(prepare, line, steps, store, tmp_path):
+    run_dir = tmp_path / "run"
+    done = run_entry(tiny_arguments(store, run_dir), tmp_path / "log", prepare)
+    assert done.error == line
+    assert len((run_dir / "metrics.jsonl").read_text().splitlines()) == steps
+    assert not (run_dir / "checkpoints").exists()
+
+
+def full_disk(*_: object, **__: object) -> None:
+    raise OSError(28, "No space left on device")
+
+
+def no_room_for_shards() -> None:
+    write, calls = checkpoint.save_file, []
+
+    def second_fails(tensors: dict, path: Path) -> None:
+        calls.append(path)
+        write(tensors, path)
+        if len(calls) == 2:
+            full_disk()
+
+    checkpoint.save_file = second_fails
+
+
+def no_room_for_the_index() -> None:
+    checkpoint.json.dump = full_disk
+
+
+def no_room_for_metrics() -> None:
+    Log.step = full_disk
+
+
+FULL = "[Errno 28] No space left on device"
+
+
+@pytest.mark.parametrize(
+    ("prepare", "line", "left"),
+    [
+        (no_room_for_shards, "{}/step_00000002 could not be written: " + FULL, ["step_00000001"]),
+        (no_room_for_the_index, "{}/step_00000001 could not be written: " + FULL, []),
+        (no_room_for_metrics, FULL, []),
+    ],
+)
+def test_disk_full(prepare, line, left, store, tmp_path):
+    more = ("train.save_every=1", "train.max_steps=3")
+    done = run_entry(tiny_arguments(store, tmp_path / "run", *more), tmp_path / "log", prepare)
+    saved = tmp_path / "run" / "checkpoints"
+    assert done.error == line.format(saved)
+    assert sorted(p.name for p in saved.glob("*")) == left
+    for name in left:
+        checkpoint.open_checkpoint(saved / name)
+    assert not (tmp_path / "run" / "hf").exists()
+
+
+# --- resuming ------------------------------------------------------------------------------------
+
+
+class Trained(NamedTuple):
+    store: Path
+    run_dir: Path
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.run_dir / "checkpoints"
+
+    def arguments(self, *more: str, tied: bool = True) -> list[str]:
+        steps = ("train.max_steps=2", "train.save_every=1", "train.keep_last=0")
+        return tiny_arguments(self.store, self.run_dir, *steps, *more, tied=tied)
+
+
+@pytest.fixture(scope="module")
+def finished(store, tmp_path_factory):
+    place = tmp_path_factory.mktemp("trained")
+    trained = Trained(store, place / "run")
+    done = run_entry(trained.arguments(), place / "log")
+    assert done.code == 0, done
+    return trained
+
+
+@pytest.fixture
+def trained(finished, tmp_path):
+    """A finished run of two steps and two checkpoints, to be spoilt."""
+    return Trained(finished.store, Path(shutil.copytree(finished.run_dir, tmp_path / "run")))
+
+
+@pytest.mark.parametrize(
+    ("more", "tied", "line"),
+    [
+        (
+            ["resume=none"],
+            True,
+            "{0} already holds checkpoints: take another run_dir, or resume=auto to go on",
+        ),
+        (
+            ["resume=/no/checkpoint"],
+            True,
+            "/no/checkpoint is not a checkpoint: it has no readable checkpoint.json",
+        ),
+        ([], False, "{0}/step_00000002 is of another model: trained parameters differ"),
+        (
+            ["rope=pi", "rope.factor=2"],
+            True,
+            "{0}/step_00000002 was trained beside other frozen weights or rotary frequencies",
+        ),
+        (
+            ["data.packing=concat"],
+            True,
+            "{0}/step_00000002 was trained on other data: the token store differs",
+        ),
+        (
+            ["optim.lr=0.5", "optim.clip=2"],
+            True,
+            "{0}/step_00000002 comes from a run with other settings (optim.lr: 0.01 -> 0.5; "
+            "optim.clip: 1.0 -> 2.0): take another run_dir or the old settings",
+        ),
+        (
+            ["train.max_steps=1"],
+            True,
+            "{0}/step_00000002 is at step 2, beyond train.max_steps=1",
+        ),
+    ],
+)
+def test_a_checkpoint_that_does_not_fit(trained, more, tied, line, tmp_path):
+    before = tree(trained.run_dir)
+    done = run_entry(trained.arguments(*more, tied=tied), tmp_path / "log")
+    assert done.error == line.format(trained.checkpoints)
+    assert tree(trained.run_dir) == before
+
+
+def shard(step: Path) -> Path:
+    return step / "state_00000_of_00001.safetensors"
+
+
+def damage(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[-5] ^= 1
+    file.write_bytes(data)
+
+
+def test_damaged_checkpoint_is_passed_over(trained, tmp_path):
+    newest = trained.checkpoints / "step_00000002"
+    whole = shard(newest).read_bytes()
+    damage(shard(newest))
+    done = run_entry(trained.arguments(), tmp_path / "log")
+    assert done.code == 0, done
+    warning = f"warning: {shard(newest)} is damaged or missing; trying an older checkpoint\n"
+    assert warning in done.err
+    assert f"resuming from {trained.checkpoints}/step_00000001\n" in done.err
+    assert shard(newest).read_bytes() == whole  # made again, bit for bit
+    checkpoint.open_checkpoint(newest)
+
+
+def test_only_damaged_checkpoints(trained, tmp_path):
+    for step in trained.checkpoints.iterdir():
+        damage(shard(step))
+    before = tree(trained.run_dir)
+    done = run_entry(trained.arguments(), tmp_path / "log")
+    newest = trained.checkpoints / "step_00000002"
+    assert done.error == (
+        f"{shard(newest)} is damaged or missing, and there is no older valid checkpoint: "
+        "take another run_dir"
+    )
+    assert tree(trained.run_dir) == before

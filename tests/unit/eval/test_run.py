@@ -1,0 +1,164 @@
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from longctx.config import ModelConfig, RopeConfig
+from longctx.data.store import StoreWriter, tokenizer_sha256
+from longctx.errors import UserError
+from longctx.eval import run
+from longctx.eval.config import EvalConfig, KMaxConfig, PasskeyConfig, PerplexityConfig
+from longctx.models.load import build_model
+
+TOKENIZER = Path(__file__).resolve().parents[3] / "assets" / "lab-llama"
+ARCHITECTURE = {
+    "model_type": "llama",
+    "vocab_size": 4096,
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": 128,
+}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A tiny random model and a store of its tokenizer."""
+    folder = tmp_path_factory.mktemp("made")
+    build_model(ARCHITECTURE).save_pretrained(folder / "model")
+    for file in TOKENIZER.glob("tokenizer*"):
+        shutil.copy(file, folder / "model")
+    sha = tokenizer_sha256(folder / "model")
+    rng = np.random.default_rng(0)
+    with StoreWriter(folder / "store", sha, 4096, 1, 2, {}) as writer:
+        for length in (300, 100, 260):
+            writer.add([1, *rng.integers(4, 4096, length - 2).tolist(), 2])
+    with StoreWriter(folder / "foreign", "f" * 64, 4096, 1, 2, {}) as writer:
+        writer.add([1] + [5] * 500 + [2])
+    return folder
+
+
+@pytest.fixture
+def cfg(made, tmp_path):
+    return EvalConfig(
+        model=ModelConfig("tiny", str(made / "model"), {}, None),
+        label=None,
+        rope=RopeConfig(),
+        dtype=None,
+        device="cpu",
+        tasks=["perplexity", "passkey", "k_max"],
+        lengths=[256, 128],
+        held_out=str(made / "store"),
+        out=str(tmp_path / "out"),
+        compare=[],
+        samples=2,
+        batch_tokens=1024,
+        seed=0,
+        perplexity=PerplexityConfig(
+            ["sliding_new_tokens", "single_pass_buckets", "token_matched"], 32, 32, 2, None, None
+        ),
+        passkey=PasskeyConfig([0.0, 1.0], "teacher_forced"),
+        k_max=KMaxConfig(4, 0.2, "teacher_forced"),
+    )
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Names of the tasks that were computed."""
+    seen = []
+
+    def counted(task):
+        inner = run.RUN[task]
+
+        def wrapper(*args):
+            seen.append(task)
+            return inner(*args)
+
+        return wrapper
+
+    monkeypatch.setattr(run, "RUN", {task: counted(task) for task in run.RUN})
+    return seen
+
+
+def lines(cfg):
+    return [json.loads(line) for line in (Path(cfg.out) / "samples.jsonl").open()]
+
+
+def test_all_tasks_are_stored_and_kept(cfg, calls, monkeypatch):
+    results, report = run.evaluate(cfg)
+    assert calls == cfg.tasks
+    protocols = results["tasks"]["perplexity"]["result"]["protocols"]
+    for protocol in protocols.values():
+        assert (protocol["documents"], protocol["skipped"]) == (2, 1)
+        assert protocol["bos"] == "document_start"
+        assert [row["length"] for row in protocol["rows"]] == [128, 256]
+    assert [r["tokens"] for r in protocols["sliding_new_tokens"]["rows"]] == [299 + 259] * 2
+    assert 3000 < protocols["sliding_new_tokens"]["rows"][0]["perplexity"] < 6000
+    assert results["attention"] == {"name": "full"} and results["native_window"] == 128
+    assert len(lines(cfg)) == 2 * 2 * 2 + 4 * 2
+    assert "tiny" in report
+
+    monkeypatch.setattr(run, "load_model", None)  # nothing to compute: no model is loaded
+    again, text = run.evaluate(cfg)
+    assert calls == cfg.tasks and text == report
+    assert again["tasks"] == results["tasks"] and len(lines(cfg)) == 16
+
+
+def test_only_what_changed_is_computed_again(cfg, calls):
+    run.evaluate(replace(cfg, tasks=["passkey", "k_max"]))
+    run.evaluate(replace(cfg, tasks=["passkey", "k_max"], passkey=PasskeyConfig([0.5], "generate")))
+    assert calls == ["passkey", "k_max", "passkey"]
+    found = lines(cfg)
+    assert len(found) == 2 * 2 + 4 * 2
+    assert {s["mode"] for s in found if s["task"] == "passkey"} == {"generate"}
+
+
+def test_another_model_starts_anew(cfg, calls):
+    run.evaluate(replace(cfg, tasks=["passkey"]))
+    results, _ = run.evaluate(replace(cfg, tasks=["k_max"], rope=RopeConfig("pi")))
+    assert calls == ["passkey", "k_max"] and list(results["tasks"]) == ["k_max"]
+    assert results["label"] == "tiny + pi"
+    assert results["rope"]["factor"] == 2 and results["window"] == 256
+    assert results["native_window"] == 128
+
+
+def test_earlier_results_join_the_report(cfg, tmp_path):
+    run.evaluate(replace(cfg, tasks=["k_max"], label="before"))
+    later = replace(cfg, tasks=["k_max"], label="after", out=str(tmp_path / "2"), seed=5)
+    _, report = run.evaluate(replace(later, compare=[cfg.out]))
+    assert "| before |" in report and "| after |" in report
+    assert "before, k_max: seed is 0, not 5 as for after" in report
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"tasks": ["pass"]}, "tasks='pass' is not one of perplexity, passkey, k_max"),
+        ({"held_out": None}, r"needs held_out=DIR"),
+        ({"lengths": [32]}, r"stride=32 must be shorter than every window of lengths=\[32\]"),
+        ({"lengths": [301]}, "ask for 301 tokens, but the longest document of .*store has 300"),
+        ({"held_out": "{made}/foreign"}, "was made with tokenizer ffff"),
+        ({"held_out": "{made}/none"}, "no such token store"),
+        ({"compare": ["{made}"]}, "no results.json here"),
+        ({"device": "cuda:99"}, "device=cuda:99"),
+        ({"model": ModelConfig("no", "{made}/no", {}, "{made}/model")}, "no"),
+        ({"model": ModelConfig("no", None, {}, None)}, "has no weights"),
+    ],
+)
+def test_bad_input_is_one_line_and_writes_nothing(cfg, made, change, message):
+    def here(value):
+        if isinstance(value, str):
+            return value.format(made=made)
+        if isinstance(value, ModelConfig) and value.path:
+            return replace(value, path=here(value.path), tokenizer=here(value.tokenizer))
+        return [here(v) for v in value] if isinstance(value, list) else value
+
+    with pytest.raises(UserError, match=message) as caught:
+        run.evaluate(replace(cfg, **{key: here(value) for key, value in change.items()}))
+    assert "\n" not in str(caught.value)
+    assert not Path(cfg.out).exists()

@@ -1,0 +1,181 @@
+"""RoPE scaling against published values and the papers' own statements."""
+
+import math
+
+import pytest
+import torch
+
+from longctx import rope
+from longctx.config import RopeConfig
+from longctx.errors import UserError
+
+NATIVE = {"rope_type": "default", "rope_theta": 10000.0}
+SCALED = [
+    RopeConfig("pi", factor=4),
+    RopeConfig("ntk", factor=4),
+    RopeConfig("dynamic_ntk", factor=1),
+    RopeConfig("yarn", factor=4, beta_fast=32, beta_slow=1),
+]
+
+
+@pytest.mark.parametrize(
+    ("factor", "base"), [(2, 20221.3), (4, 40889.9), (8, 82684.6), (16, 167198.7)]
+)
+def test_ntk_base_and_ends_of_the_spectrum(factor, base):
+    parameters = rope.rope_parameters(RopeConfig("ntk", factor=factor), NATIVE, 4096, 128)
+    assert parameters["rope_type"] == "default"
+    assert parameters["rope_theta"] == pytest.approx(base, abs=0.05)
+    scaled, _ = rope.inv_freq(RopeConfig("ntk", factor=factor), 1e4, 4096, 128)
+    plain, _ = rope.inv_freq(RopeConfig(), 1e4, 4096, 128)
+    assert scaled[0] == 1.0
+    assert float(plain[-1] / scaled[-1]) == pytest.approx(factor, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("factor", "length", "base"),
+    [
+        (1, 4096, 10000), (1, 100, 10000), (1, 8192, 20221), (1, 16384, 40890), (1, 32768, 82685),
+        (2, 8192, 30528), (2, 16384, 72196), (2, 32768, 156588),
+    ],
+)  # fmt: skip
+def test_dynamic_ntk_base_at_a_length(factor, length, base):
+    scaled, _ = rope.inv_freq(RopeConfig("dynamic_ntk", factor=factor), 1e4, 4096, 128, length)
+    assert float(scaled[1]) ** -64 == pytest.approx(base, abs=0.5)  # theta_1 = base^(-1/64)
+
+
+def test_yarn_golden():
+    yarn = RopeConfig("yarn", factor=16, beta_fast=32, beta_slow=1)
+    scaled, attention_factor = rope.inv_freq(yarn, 1e4, 4096, 128)
+    plain, _ = rope.inv_freq(RopeConfig(), 1e4, 4096, 128)
+    dims = [0, 20, 30, 40, 46, 63]
+    golden = [1.0, 5.623413e-02, 8.526844e-03, 8.817890e-04, 8.334509e-05, 7.217387e-06]
+    unscaled = [1.0, 5.623413e-02, 1.333521e-02, 3.162278e-03, 1.333521e-03, 1.154782e-04]
+    assert scaled[dims].tolist() == pytest.approx(golden, rel=1e-6)
+    assert plain[dims].tolist() == pytest.approx(unscaled, rel=1e-6)
+    assert attention_factor == pytest.approx(1.277, abs=5e-4)
+
+
+@pytest.mark.parametrize(
+    ("factor", "temperature"), [(2, 1.069), (4, 1.139), (8, 1.208), (32, 1.347)]
+)
+def test_yarn_temperature(factor, temperature):
+    yarn = RopeConfig("yarn", factor=factor, beta_fast=32, beta_slow=1)
+    assert rope.inv_freq(yarn, 1e4, 4096, 128)[1] == pytest.approx(temperature, abs=5e-4)
+
+
+@pytest.mark.parametrize(
+    ("base", "window", "low", "high"),
+    [(1e4, 2048, 16, 41), (1e4, 4096, 20, 46), (1e4, 8192, 25, 50), (5e5, 8192, 18, 35)],
+)
+def test_yarn_ramp_limits(base, window, low, high):
+    yarn = RopeConfig("yarn", factor=16, beta_fast=32, beta_slow=1)
+    ratio = (
+        rope.inv_freq(RopeConfig(), base, window, 128)[0]
+        / rope.inv_freq(yarn, base, window, 128)[0]
+    )
+    untouched = (ratio - 1).abs() < 1e-9
+    divided = (ratio - 16).abs() < 1e-9
+    assert untouched.nonzero().max() == low
+    assert divided.nonzero().min() == high
+
+
+def test_pi_is_fractional_positions():
+    scaled, _ = rope.inv_freq(RopeConfig("pi", factor=8), 1e4, 2048, 128)
+    plain, _ = rope.inv_freq(RopeConfig(), 1e4, 2048, 128)
+    position = torch.arange(16384, dtype=torch.float64)[:, None]
+    assert torch.equal((position * scaled).cos(), (position / 8 * plain).cos())
+    assert torch.equal((position * scaled).sin(), (position / 8 * plain).sin())
+
+
+@pytest.mark.parametrize("config", SCALED)
+def test_factor_one_is_the_identity(config):
+    one = RopeConfig(config.name, 1.0, None, config.beta_fast, config.beta_slow)
+    plain, _ = rope.inv_freq(RopeConfig(), 1e4, 512, 64)
+    scaled, attention_factor = rope.inv_freq(one, 1e4, 512, 64)
+    torch.testing.assert_close(scaled, plain, rtol=1e-14, atol=0)
+    assert attention_factor == 1.0
+
+
+def test_interpolation_bound():
+    """Theorem 2.1 of the PI paper: |a(d) - a_lin(d)| <= D max|h| (d-d1)(d2-d) / (8 ln c)."""
+    assert 32 * math.log(1e4) == pytest.approx(294.73, abs=5e-3)
+    generator = torch.Generator().manual_seed(0)
+    theta, _ = rope.inv_freq(RopeConfig(), 1e4, 2048, 128)
+    worst = 0.0
+    for start in (0, 1, 10, 500, 4000):
+        h = torch.randn(64, dtype=torch.complex128, generator=generator)
+        fraction = torch.linspace(0, 1, 1002, dtype=torch.float64)[1:-1]
+
+        def score(d, h=h):
+            return (torch.exp(1j * d[..., None] * theta) @ h).real
+
+        ends = score(torch.tensor([start, start + 1.0], dtype=torch.float64))
+        linear = ends[0] * (1 - fraction) + ends[1] * fraction
+        bound = 128 * h.abs().max() * fraction * (1 - fraction) / (8 * math.log(1e4))
+        worst = max(worst, float(((score(start + fraction) - linear).abs() / bound).max()))
+    assert 0.01 < worst <= 1
+
+
+def test_extrapolation_bound_is_never_below_the_head_size():
+    """B(d)/D >= 1 for d = 1..4095; the reference minimum is 1.116 at 3643, and 16.25 at 0."""
+    theta, _ = rope.inv_freq(RopeConfig(), 1e4, 4096, 128)
+    d = torch.arange(4096, dtype=torch.float64)[:, None]
+    bound = torch.exp(1j * d * theta).cumsum(1).abs().sum(1) / 128
+    assert float(bound[0]) == pytest.approx(16.25)
+    assert int(bound.argmin()) == 3643
+    assert float(bound.min()) == pytest.approx(1.116, abs=5e-4)
+
+
+def test_resolve():
+    assert rope.resolve(RopeConfig("pi", target=8192), 2048) == 4.0
+    assert rope.resolve(RopeConfig("pi", target=8193), 2048) == 5.0  # ceil, as LongLoRA
+    assert rope.resolve(RopeConfig("pi", factor=2.5, target=8192), 2048) == 2.5
+    assert rope.resolve(RopeConfig(), 2048) == 1.0
+    with pytest.raises(UserError, match=r"rope\.factor or rope\.target"):
+        rope.resolve(RopeConfig("pi"), 2048)
+    with pytest.raises(UserError, match="at least 1"):
+        rope.resolve(RopeConfig("pi", factor=0.5), 2048)
+    with pytest.raises(UserError, match="none, pi, ntk, dynamic_ntk, yarn"):
+        rope.resolve(RopeConfig("linear", factor=2), 2048)
+
+
+def test_extended_window():
+    assert rope.extended_window(RopeConfig("pi", factor=2.5), 2048) == 5120
+    assert rope.extended_window(RopeConfig("ntk", target=8192), 2048) == 8192
+    assert rope.extended_window(RopeConfig("dynamic_ntk", factor=4), 2048) == 2048
+    assert rope.extended_window(RopeConfig(), 2048) == 2048
+
+
+@pytest.mark.parametrize("kind", ["llama3", "yarn", "linear", "dynamic"])
+def test_a_scaled_model_is_not_scaled_again(kind):
+    native = {"rope_type": kind, "rope_theta": 5e5, "factor": 8.0}
+    with pytest.raises(UserError, match=rf"\({kind}\).*rope\.name=pi"):
+        rope.rope_parameters(RopeConfig("pi", factor=2), native, 8192, 128)
+    assert rope.rope_parameters(RopeConfig(), native, 8192, 128) == native
+
+
+def test_faults_of_the_input():
+    with pytest.raises(UserError, match=r"needs rope\.beta_fast"):
+        rope.inv_freq(RopeConfig("yarn", factor=2), 1e4, 2048, 128)
+    with pytest.raises(UserError, match="must be above"):
+        rope.inv_freq(RopeConfig("yarn", factor=2, beta_fast=1, beta_slow=32), 1e4, 2048, 128)
+    with pytest.raises(UserError, match="one rope_theta"):
+        nested = {"full_attention": NATIVE}
+        rope.rope_parameters(RopeConfig("pi", factor=2), nested, 2048, 128)
+
+
+@pytest.mark.parametrize("config", [RopeConfig(), *SCALED])
+def test_parameters_describe_their_own_scaling(config):
+    """What a checkpoint records leads back to the same frequencies, so a reload can be asserted."""
+    parameters = rope.rope_parameters(config, NATIVE, 512, 64)
+    again = rope.from_native(parameters)
+    assert again is not None
+    expected = rope.inv_freq(config, 1e4, 512, 64)
+    read = rope.inv_freq(again, parameters["rope_theta"], 512, 64)
+    assert torch.equal(read[0], expected[0])
+    assert read[1] == expected[1]
+
+
+def test_foreign_scalings_are_left_to_transformers():
+    assert rope.from_native({"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0}) is None
+    assert rope.from_native({**NATIVE, "partial_rotary_factor": 0.5}) is None
