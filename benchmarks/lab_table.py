@@ -1,6 +1,6 @@
-"""Writes the lab section of docs/results.md from the evaluations that launch/lab.sh made.
+"""Writes the lab section of docs/results.md, and README's table, from what launch/lab.sh measured.
 
-    python benchmarks/lab_table.py outputs/lab docs/results.md
+    python benchmarks/lab_table.py outputs/lab
 """
 
 import sys
@@ -11,6 +11,7 @@ from longctx.eval.figures import draw
 from longctx.eval.report import read_results
 from longctx.train.log import read_metrics
 
+ROOT = Path(__file__).resolve().parent.parent
 STEPS = (0, 50, 100, 200)
 RECIPES = {"pi": "PI", "direct_ft": "direct fine-tuning"}
 PROTOCOL = "sliding_new_tokens"
@@ -116,12 +117,36 @@ def section(out: Path, docs: Path) -> str:
     return "\n".join(lines)
 
 
-def main(out: Path, page: Path) -> None:
-    """Replaces the section between the marks of `page`."""
-    text = page.read_text()
-    before, rest = text.split(BEGIN)
-    page.write_text(before + section(out, page.parent) + rest.split(END)[1])
+def summary(out: Path) -> str:
+    """README's table: base, PI and direct fine-tuning after 200 steps."""
+    rows = []
+    lengths: list[int] = []
+    for label, name in (
+        ("the model itself", "direct_ft-0"),
+        ("`recipe=pi`, not trained", "pi-0"),
+        ("`recipe=pi`, 200 steps", "pi-200"),
+        ("`recipe=direct_ft`, 200 steps", "direct_ft-200"),
+    ):
+        results = read_results(out / name)
+        cells = perplexities(results)
+        lengths = sorted(cells)
+        reach = results["tasks"]["k_max"]["result"]["k_max"]
+        rows.append([label, *(f"{cells[n]:.1f}" for n in lengths), f"{reach:,}"])
+    head = ["lab model, window 256", *(f"perplexity at {n:,}" for n in lengths), "k_max"]
+    return "\n".join([BEGIN, "", *table(head, rows), END])
+
+
+def replace(page: Path, text: str) -> None:
+    """Puts `text` in the place of the marked section of `page`."""
+    before, rest = page.read_text().split(BEGIN)
+    page.write_text(before + text + rest.split(END)[1])
+
+
+def main(out: Path) -> None:
+    """Rewrites both pages."""
+    replace(ROOT / "docs" / "results.md", section(out, ROOT / "docs"))
+    replace(ROOT / "README.md", summary(out))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(Path(sys.argv[1]))

@@ -51,6 +51,8 @@ def prepare(arguments: list[str]) -> list[str]:
 
 def _model_by_path(argument: str) -> list[str]:
     key, _, value = argument.partition("=")
+    if value[:1] in ("'", '"') and value[:1] == value[-1:]:  # quoted as Hydra allows it
+        value = value[1:-1]
     names = _choices("model")
     if key != "model" or not value or "," in value or value in names:
         return [argument]

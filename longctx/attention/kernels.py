@@ -2,7 +2,7 @@
 
 A segment is the real tokens of one document in one row. Each gets one causal call on views of
 the row; neighbouring rows that are cut alike share their calls. Cost: the pairs inside segments and
-one concatenation of the output (8 rows of 256 tokens in 26 documents: 0.75 times one undivided
+one concatenation of the output (8 rows of 256 tokens in 26 documents: 0.8 times one undivided
 call, forward and backward); exactly one call when no row restarts and none is padded. No s x s mask
 exists; only a prefill that continues a cache builds one, of `QUERY_BLOCK` rows at a time.
 """

@@ -47,7 +47,9 @@ class Log:
     ) -> None:
         path = run_dir / METRICS
         kept = [x for x in read_metrics(run_dir) if x["step"] <= first_step]
-        path.write_text("".join(json.dumps(x) + "\n" for x in kept))
+        partial = path.with_suffix(".tmp")
+        partial.write_text("".join(json.dumps(x) + "\n" for x in kept))
+        partial.rename(path)
         self._file = path.open("a")
         self._bar = tqdm(
             total=max_steps, initial=first_step, unit="step", desc=config["name"], smoothing=0.1

@@ -348,6 +348,7 @@ def test_damaged_checkpoint_is_passed_over(trained, tmp_path):
     newest = trained.checkpoints / "step_00000002"
     whole = shard(newest).read_bytes()
     damage(shard(newest))
+    shutil.copytree(newest, trained.checkpoints / "step_00000003.tmp")  # as a killed run leaves it
     done = run_entry(trained.arguments(), tmp_path / "log")
     assert done.code == 0, done
     warning = f"warning: {shard(newest)} is damaged or missing; trying an older checkpoint\n"
@@ -355,6 +356,10 @@ def test_damaged_checkpoint_is_passed_over(trained, tmp_path):
     assert f"resuming from {trained.checkpoints}/step_00000001\n" in done.err
     assert shard(newest).read_bytes() == whole  # made again, bit for bit
     checkpoint.open_checkpoint(newest)
+    assert sorted(p.name for p in trained.checkpoints.iterdir()) == [
+        "step_00000001",
+        "step_00000002",
+    ]
 
 
 def test_only_damaged_checkpoints(trained, tmp_path):

@@ -12,7 +12,7 @@ VOCAB = 64
 ARCHITECTURE = (
     "{model_type: llama, vocab_size: 64, hidden_size: 16, intermediate_size: 32,"
     " num_hidden_layers: 2, num_attention_heads: 4, num_key_value_heads: 2, head_dim: 4,"
-    " max_position_embeddings: 32, tie_word_embeddings: %s,"
+    " max_position_embeddings: 32, tie_word_embeddings: %s, initializer_range: 0.02,"
     " rope_parameters: {rope_type: default, rope_theta: 10000.0}}"
 )
 
@@ -38,7 +38,7 @@ def tiny_arguments(store: Path, run_dir: Path, *more: str, tied: bool = True) ->
     architecture = ARCHITECTURE % str(tied).lower()
     return [
         "recipe=pretrain",
-        f"model.architecture={architecture}",
+        f"++model.architecture={architecture}",
         "model.tokenizer=null",
         f"data.store=['{store}']",
         f"data.held_out=['{store}']",

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 import sentencepiece as spm
 
-from data_prep.make_retrieval import Writer, documents, main, prose_sentences
+from data_prep.make_retrieval import NAMES, Writer, documents, main, prose_sentences
 from longctx.errors import UserError
 
 LAB = Path(__file__).parents[3] / "assets" / "lab-llama"
 MODEL = spm.SentencePieceProcessor(model_file=str(LAB / "tokenizer.model"))
+NAME = "|".join(NAMES)
 PROSE = ["The whale came up again.", "He looked at the sea, and at the old ship beside it."]
 
 
@@ -39,13 +40,23 @@ def test_answers_stand_above(rows: list[dict[str, object]]) -> None:
                 facts = [x for x in lines[:at] if answer[1] in x and "?" not in x]
                 assert facts
                 assert name is None or all(name[1] in fact for fact in facts)
-    assert asked > 1.3 * len(rows)
+    assert asked > 0.7 * len(rows)
 
 
 def test_every_document_asks(rows: list[dict[str, object]]) -> None:
     kinds = {str(row["meta"]["title"]) for row in rows}  # type: ignore[index]
-    assert kinds == {"template", "prose", "named"}
-    assert all(re.search(r"\? .*\d{5}\.?$", str(row["text"])) for row in rows)
+    assert kinds == {"template", "prose", "named", "register"}
+    asking = [str(r["text"]) for r in rows if r["meta"]["title"] != "register"]  # type: ignore[index]
+    assert all(re.search(r"\? .*\d{5}\.?$", text) for text in asking)
+
+
+def test_registers_repeat_each_name_with_its_key(rows: list[dict[str, object]]) -> None:
+    registers = [str(r["text"]) for r in rows if r["meta"]["title"] == "register"]  # type: ignore[index]
+    for text in registers:
+        lines = text.split("\n")
+        pairs = [(re.findall(NAME, line)[-1], re.findall(r"\d{5}", line)[-1]) for line in lines]
+        assert len(set(pairs)) == len({name for name, _ in pairs}) <= 6
+        assert len(pairs) > 1.5 * len(set(pairs))
 
 
 def test_seed_fixes_all() -> None:
@@ -57,7 +68,7 @@ def test_seed_fixes_all() -> None:
 def test_shorter_limits_hold(most: int) -> None:
     writer = Writer(MODEL, PROSE, most, random.Random(0))
     for index in range(150):
-        for make in (writer.template, writer.prose_filled, writer.named):
+        for make in (writer.template, writer.prose_filled, writer.named, writer.register):
             assert len(MODEL.encode(make(index))) + 2 <= most
 
 

@@ -84,7 +84,7 @@ def test_logits_tokenizer_and_export(written, tmp_path):
     with torch.no_grad():
         spread = model(ids, position_ids=2 * torch.arange(20)[None]).logits
         error = (spread - original(ids).logits).norm() / spread.norm()
-        assert error < 0.03
+        assert error < 0.1
         assert load_tokenizer(str(path))("cb")["input_ids"] == [26]
         out = export(model, str(path), tmp_path / "hf")
         assert torch.equal(load_model(str(out))(ids).logits, model(ids).logits)

@@ -1,0 +1,79 @@
+"""A checkpoint is resumed on another number of ranks and at another ZeRO stage, and nobody can tell.
+
+Its files hold whole parameters, so what differs afterwards is the order of some sums.
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from longctx.parallel import mesh
+from longctx.train.checkpoint import newest
+from longctx.train.trainer import Trainer
+from recipes.causal_lm import RECIPE
+from tests.helpers.entry import run_entry
+from tests.helpers.spawn import spawn
+from tests.helpers.tiny import make_store, tiny_arguments, tiny_run
+
+MORE = ("train.max_steps=6", "train.save_every=3", "train.keep_last=0")
+TOLERANCE = 1e-6  # relative, of a loss near 4
+
+
+def train(store: Path, runs: list[tuple[Path, int]]) -> None:
+    """On each rank: one run after another, each in its directory at its ZeRO stage."""
+    ranks = mesh.start()
+    for run_dir, stage in runs:
+        run = tiny_run(store, run_dir, *MORE, f"parallel.zero_stage={stage}")
+        trainer = Trainer(run, RECIPE, ranks)
+        trainer.fit()
+        trainer.engine.close()
+        ranks.barrier()
+
+
+def alone(store: Path, run_dir: Path, stage: int) -> None:
+    arguments = tiny_arguments(store, run_dir, *MORE, f"parallel.zero_stage={stage}")
+    done = run_entry(arguments, run_dir.with_suffix(".log"))
+    assert done.code == 0, done.err[-2000:]
+
+
+def losses(run_dir: Path) -> dict[int, tuple[float, float]]:
+    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+    found = [json.loads(line) for line in lines]
+    return {m["step"]: (m["loss"], m["grad_norm"]) for m in found}
+
+
+def half_of(run_dir: Path, copy: Path) -> Path:
+    """A run directory that holds nothing but the checkpoint of step 3."""
+    name = Path("checkpoints") / "step_00000003"
+    shutil.copytree(run_dir / name, copy / name)
+    return copy
+
+
+def same(run_dir: Path, whole: dict[int, tuple[float, float]], first: int) -> None:
+    found = losses(run_dir)
+    assert list(found) == list(range(first, 7))
+    for step, values in found.items():
+        assert values == pytest.approx(whole[step], rel=TOLERANCE), (run_dir.name, step)
+
+
+@pytest.mark.dist
+def test_other_ranks_and_stages_go_on_with_the_same_losses(tmp_path):
+    store = make_store(tmp_path / "store")
+    alone(store, tmp_path / "one", 1)
+    whole = losses(tmp_path / "one")
+    assert whole[1] != pytest.approx(whole[6], rel=1e-3)  # it moves
+
+    on_two = [(half_of(tmp_path / "one", tmp_path / f"two-{stage}"), stage) for stage in (0, 2, 3)]
+    spawn(train, 2, store, [*on_two, (tmp_path / "fresh-3", 3)])
+    for run_dir, _ in on_two:
+        same(run_dir, whole, first=4)
+    same(tmp_path / "fresh-3", whole, first=1)
+
+    for stage in (0, 2):
+        back = half_of(tmp_path / "fresh-3", tmp_path / f"back-{stage}")
+        alone(store, back, stage)
+        same(back, whole, first=4)
+        last, problems = newest(back / "checkpoints")
+        assert last is not None and last.step == 6 and problems == []

@@ -1,0 +1,47 @@
+from types import SimpleNamespace
+
+import torch
+from torch import nn
+
+from longctx.train import meter
+
+
+class Net(nn.Module):
+    def __init__(self, tied: bool) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(10, 4)
+        self.up, self.norm = nn.Linear(4, 6), nn.LayerNorm(6)
+        self.head = nn.Linear(4, 10, bias=False)
+        if tied:
+            self.head.weight = self.embed.weight
+
+
+def test_matrices_once_and_no_input_embedding():
+    assert meter.matmul_weights(Net(tied=False)) == 4 * 6 + 4 * 10
+    assert meter.matmul_weights(Net(tied=True)) == 4 * 6 + 4 * 10
+
+
+def test_attention_width():
+    config = SimpleNamespace(num_attention_heads=4, num_hidden_layers=3, hidden_size=64)
+    assert meter.attention_width(SimpleNamespace(config=config)) == 3 * 64
+    config.head_dim = 8
+    assert meter.attention_width(SimpleNamespace(config=config)) == 3 * 4 * 8
+
+
+def test_flops_of_two_documents_in_a_row():
+    positions = torch.tensor([[0, 1, 2, 0, 1]])
+    # causal, forward and twice that backward: QK^T and PV are 2 n^2 multiply-adds a width, halved
+    attention = sum(3 * 2 * 2 * n * n * 7 / 2 for n in (3, 2))
+    assert meter.step_flops(100, 7, positions) == 3 * 2 * 100 * 5 + attention
+
+
+def test_flops_of_a_batch_are_the_sum_of_its_rows():
+    rows = torch.arange(6).repeat(3, 1)
+    assert meter.step_flops(9, 2, rows) == 3 * meter.step_flops(9, 2, rows[:1])
+
+
+def test_peaks():
+    cpu = torch.device("cpu")
+    assert meter.peak_flops(cpu) > 1e8
+    assert meter.peak_flops(cpu) == meter.peak_flops(cpu)  # measured once
+    assert meter.peak_memory(cpu) > 10 << 20
