@@ -26,14 +26,17 @@ def main(run: RunConfig) -> None:
 
     watch.end_with_launcher()
     ranks = mesh.start()
+    from torch import nn
+
     from longctx.train.export import export_checkpoint
     from longctx.train.log import say, write_config
     from longctx.train.trainer import Trainer
 
-    trainer = Trainer(run, recipe, ranks)
-    if ranks.main:
+    def announce(model: nn.Module) -> None:
         write_config(Path(run.run_dir), asdict(run))
-        say(plan.header(run, trainer.model, ranks.dp_size))
+        say(plan.header(run, model, ranks.dp_size))
+
+    trainer = Trainer(run, recipe, ranks, announce)
     last = trainer.fit()
     if ranks.main:
         exported = export_checkpoint(last, recipe.build_model, Path(run.run_dir) / "hf")

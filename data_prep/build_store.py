@@ -33,11 +33,13 @@ class Encoder:
 
 
 def load_encoder(folder: Path) -> Encoder:
-    """The tokenizer in `folder`: `tokenizer.model` if it is there, else `tokenizer.json`.
+    """The tokenizer in `folder`: `tokenizer.model`, else `tokenizer.json`; or that of a GGUF file.
 
     Raises:
-        UserError: if neither is there, or it has no BOS or EOS.
+        UserError: if there is none, or it has no BOS or EOS.
     """
+    if folder.suffix == ".gguf":
+        return _gguf_encoder(folder)
     if (folder / "tokenizer.model").is_file():
         model = spm.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
         if min(model.bos_id(), model.eos_id()) < 0:
@@ -61,6 +63,21 @@ def load_encoder(folder: Path) -> Encoder:
         return list(fast.encode(text, add_special_tokens=False).ids)
 
     return Encoder(encode, fast.get_vocab_size(), ids[0], ids[1])
+
+
+def _gguf_encoder(file: Path) -> Encoder:
+    from transformers import AutoTokenizer  # five seconds, and only needed here
+
+    if not file.is_file():
+        raise UserError(f"{file}: there is no such file")
+    fast = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
+    if fast.bos_token_id is None or fast.eos_token_id is None:
+        raise UserError(f"{file}: the tokenizer has no BOS or no EOS")
+
+    def encode(text: str) -> list[int]:
+        return list(fast.encode(text, add_special_tokens=False, split_special_tokens=True))
+
+    return Encoder(encode, len(fast), fast.bos_token_id, fast.eos_token_id)
 
 
 def input_files(inputs: list[Path]) -> list[Path]:
@@ -163,7 +180,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, required=True, help="store directory to create")
     parser.add_argument(
         "--tokenizer", type=Path, default=Path("assets/lab-llama"),
-        help="folder with tokenizer.model or tokenizer.json (default: assets/lab-llama)",
+        help="folder with tokenizer.model or tokenizer.json, or a .gguf file "
+        "(default: assets/lab-llama)",
     )  # fmt: skip
     parser.add_argument(
         "--max-bad-fraction", type=float, default=0.01,

@@ -136,7 +136,6 @@ class Writer:
             lines += [line, filler]
         return "\n".join(line for line in lines + quiz if line)
 
-
     def register(self, index: int) -> str:
         """One to six names with their keys, repeated in changing order until the row is full."""
         entry = ENTRIES[index % len(ENTRIES)]

@@ -37,4 +37,4 @@ for step in 50 100 200; do
   after direct_ft $step
   wait $first
 done
-python benchmarks/lab_table.py "$out"
+python benchmarks/results_page.py lab "$out"

@@ -114,8 +114,11 @@ def _mistakes_in_one_line() -> Iterator[None]:
     try:
         yield
     except (UserError, HydraException, OmegaConfBaseException, OSError) as error:
-        bare = isinstance(error, OSError) and not isinstance(error, HydraException)
-        if bare and error.errno not in FULL_DISK:
+        if (
+            isinstance(error, OSError)
+            and not isinstance(error, HydraException)  # a missing choice is both
+            and error.errno not in FULL_DISK
+        ):
             raise
         line = _one_line(error)
         if first_to(f"report {line}"):

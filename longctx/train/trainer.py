@@ -5,6 +5,7 @@ import json
 import math
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,12 +79,19 @@ class Trainer:
         run: the configuration.
         recipe: what to build and score.
         mesh: the ranks.
+        announce: called on rank 0 with the finished model, before an engine may shard it.
 
     Raises:
         UserError: if the data, the batch arithmetic or the checkpoint to resume do not fit.
     """
 
-    def __init__(self, run: RunConfig, recipe: Recipe, mesh: Mesh) -> None:
+    def __init__(
+        self,
+        run: RunConfig,
+        recipe: Recipe,
+        mesh: Mesh,
+        announce: Callable[[nn.Module], None] = lambda model: None,
+    ) -> None:
         run.train.check_rows(mesh.dp_size)
         self.run, self.mesh = run, mesh
         self.run_dir = Path(run.run_dir)
@@ -99,6 +107,8 @@ class Trainer:
         if resumed:
             self._require_same(resumed)
             checkpoint.load_weights(self.model, resumed)
+        if mesh.main:
+            announce(self.model)
         optimizer = adamw(trainable.values(), run.optim)
         scored = Scored(self.model, recipe)
         self.engine = Engine(scored, trainable, optimizer, run, mesh)

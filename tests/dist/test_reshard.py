@@ -1,4 +1,4 @@
-"""A checkpoint is resumed on another number of ranks and at another ZeRO stage, and nobody can tell.
+"""A checkpoint goes on with other ranks at another ZeRO stage, and nobody can tell.
 
 Its files hold whole parameters, so what differs afterwards is the order of some sums.
 """

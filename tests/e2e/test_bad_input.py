@@ -177,9 +177,7 @@ def test_corrupt_document(store, tmp_path):
     data[2] ^= 1  # the second token of the first document
     (bad / "tokens.ds").write_bytes(data)
     done = run_entry(tiny_arguments(bad, tmp_path / "run"), tmp_path / "log")
-    assert done.error == (
-        f"{bad}/tokens.ds: document 0 is corrupt (CRC32 differs): build it again"
-    )
+    assert done.error == (f"{bad}/tokens.ds: document 0 is corrupt (CRC32 differs): build it again")
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 

@@ -76,7 +76,7 @@ def test_position_interpolation_as_in_the_paper(tmp_path):
 
 def test_position_interpolation_to_32k(tmp_path):
     arguments = ["recipe=pi_32k", "model=llama2_7b", "parallel=zero3", "dry_run=true"]
-    run, plan = parts(run_entry(arguments, tmp_path / "log", on_eight_ranks))
+    _, plan = parts(run_entry(arguments, tmp_path / "log", on_eight_ranks))
     assert plan["batch"] == (
         "32,768 tokens per rank x 8 ranks x 16 accumulation = 4,194,304 tokens per step; "
         "x 1,000 steps = 4.19B tokens"

@@ -99,7 +99,9 @@ def test_newest_of_nothing(tmp_path):
 def test_unreadable_index(tmp_path, content):
     path = save(tmp_path, 1)
     (path / "checkpoint.json").write_text(content)
-    with pytest.raises(UserError, match="is not a checkpoint: it has no readable checkpoint.json"):
+    with pytest.raises(
+        UserError, match=r"is not a checkpoint: it has no readable checkpoint\.json"
+    ):
         checkpoint.open_checkpoint(path)
 
 

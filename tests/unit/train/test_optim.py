@@ -1,4 +1,5 @@
 import dataclasses
+from itertools import pairwise
 
 import pytest
 import torch
@@ -47,8 +48,8 @@ def test_rises_then_falls_between_its_bounds(schedule, warmup, steps, start, end
     near = 1e-12
     assert all(0 <= rate <= config.lr + near for rate in rates)
     up, down = rates[: warmup + 1], rates[warmup:]
-    assert all(a <= b + near for a, b in zip(up, up[1:], strict=False))
-    assert all(a >= b - near for a, b in zip(down, down[1:], strict=False))
+    assert all(a <= b + near for a, b in pairwise(up))
+    assert all(a >= b - near for a, b in pairwise(down))
 
 
 def model() -> nn.Module:
@@ -67,9 +68,7 @@ def test_decay_on_matrices_only():
         "2.weight": 0.1,
         "2.bias": 0.0,
     }
-    assert all(
-        (g["lr"], g["betas"], g["eps"]) == (2.0, (0.9, 0.95), 1e-8) for g in groups
-    )
+    assert all((g["lr"], g["betas"], g["eps"]) == (2.0, (0.9, 0.95), 1e-8) for g in groups)
 
 
 def test_no_empty_group():

@@ -1,6 +1,7 @@
-"""Writes the lab section of docs/results.md, and README's table, from what launch/lab.sh measured.
+"""Writes the tables of docs/results.md and README.md from what the scripts in launch/ measured.
 
-    python benchmarks/lab_table.py outputs/lab
+python benchmarks/results_page.py lab outputs/lab        after launch/lab.sh
+python benchmarks/results_page.py gguf outputs/gguf      after launch/gguf.sh
 """
 
 import sys
@@ -15,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 STEPS = (0, 50, 100, 200)
 RECIPES = {"pi": "PI", "direct_ft": "direct fine-tuning"}
 PROTOCOL = "sliding_new_tokens"
-BEGIN, END = "<!-- lab: written by benchmarks/lab_table.py -->", "<!-- end of lab -->"
+BEGIN, END = "<!-- {}: written by benchmarks/results_page.py -->", "<!-- end of {} -->"
 
 
 def perplexities(results: dict[str, Any]) -> dict[int, float]:
@@ -63,7 +64,7 @@ def section(out: Path, docs: Path) -> str:
         for recipe in RECIPES
         for step in STEPS
     ]
-    lines = [BEGIN, "", "### Perplexity by window length", ""]
+    lines = ["", "### Perplexity by window length", ""]
     any_result = found["pi", 200]
     settings = any_result["tasks"]["perplexity"]["settings"]
     lines += [
@@ -98,11 +99,11 @@ def section(out: Path, docs: Path) -> str:
         "",
     ]
     cost = []
-    for recipe in RECIPES:
+    for recipe, title in RECIPES.items():
         steps = read_metrics(out / recipe)
         seconds = sum(s["seconds"] for s in steps)
         tokens = steps[-1]["tokens"]
-        cost.append([RECIPES[recipe], f"{tokens:,}", f"{seconds:.0f}", f"{tokens / seconds:,.0f}"])
+        cost.append([title, f"{tokens:,}", f"{seconds:.0f}", f"{tokens / seconds:,.0f}"])
     lines += table(["run", "tokens", "seconds", "tokens/s"], cost)
     figures = docs / "figures"
     figures.mkdir(exist_ok=True)
@@ -113,7 +114,7 @@ def section(out: Path, docs: Path) -> str:
         else:
             (figures / name).unlink()
     versions = ", ".join(f"{k} {v}" for k, v in any_result["versions"].items())
-    lines += [f"Made by `bash launch/lab.sh`, commit {any_result['commit']}, {versions}.", "", END]
+    lines += [f"Made by `bash launch/lab.sh`, commit {any_result['commit']}, {versions}.", ""]
     return "\n".join(lines)
 
 
@@ -133,20 +134,44 @@ def summary(out: Path) -> str:
         reach = results["tasks"]["k_max"]["result"]["k_max"]
         rows.append([label, *(f"{cells[n]:.1f}" for n in lengths), f"{reach:,}"])
     head = ["lab model, window 256", *(f"perplexity at {n:,}" for n in lengths), "k_max"]
-    return "\n".join([BEGIN, "", *table(head, rows), END])
+    return "\n".join(["", *table(head, rows)])
 
 
-def replace(page: Path, text: str) -> None:
-    """Puts `text` in the place of the marked section of `page`."""
-    before, rest = page.read_text().split(BEGIN)
-    page.write_text(before + text + rest.split(END)[1])
+def gguf(out: Path) -> str:
+    """A GGUF checkpoint as it is, and with PI untrained."""
+    rows = []
+    lengths: list[int] = []
+    for name in ("base", "pi"):
+        results = read_results(out / name)
+        cells = perplexities(results)
+        lengths = sorted(cells)
+        quiz = results["tasks"]["passkey"]["result"]["cells"]
+        found = [[c["rate"] for c in quiz if c["length"] == n] for n in lengths]
+        rope = f"{results['rope']['name']}, factor {results['rope']['factor']:g}"
+        rates = [f"{sum(r) / len(r):.0%}" for r in found]
+        rows.append([results["label"], rope, *(f"{cells[n]:.2f}" for n in lengths), *rates])
+    head = ["model", "rope", *(f"perplexity at {n:,}" for n in lengths)]
+    head += [f"passkey at {n:,}" for n in lengths]
+    return "\n".join(["", *table(head, rows), f"Made by `bash launch/gguf.sh`, commit "
+                      f"{results['commit']}.", ""])  # fmt: skip
 
 
-def main(out: Path) -> None:
-    """Rewrites both pages."""
-    replace(ROOT / "docs" / "results.md", section(out, ROOT / "docs"))
-    replace(ROOT / "README.md", summary(out))
+def replace(page: Path, name: str, text: str) -> None:
+    """Puts `text` between the marks of section `name` of `page`."""
+    begin, end = BEGIN.format(name), END.format(name)
+    before, rest = page.read_text().split(begin)
+    page.write_text(f"{before}{begin}\n{text}\n{end}{rest.split(end)[1]}")
+
+
+def main(which: str, out: Path) -> None:
+    """Rewrites the sections that `which` names."""
+    page = ROOT / "docs" / "results.md"
+    if which == "lab":
+        replace(page, "lab", section(out, ROOT / "docs"))
+        replace(ROOT / "README.md", "lab", summary(out))
+    else:
+        replace(page, "gguf", gguf(out))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(sys.argv[1], Path(sys.argv[2]))
