@@ -17,8 +17,8 @@ from longctx.parallel.mesh import Mesh
 
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
 
-import deepspeed  # noqa: E402  (reads DS_ACCELERATOR when it is imported)
-from deepspeed.utils import (  # noqa: E402
+import deepspeed
+from deepspeed.utils import (
     safe_get_full_fp32_param,
     safe_get_full_optimizer_state,
     safe_set_full_fp32_param,
