@@ -137,6 +137,22 @@ def summary(out: Path) -> str:
     return "\n".join(["", *table(head, rows)])
 
 
+def asset(out: Path) -> str:
+    """What the lab model itself can do, for its README."""
+    results = read_results(out / "base-256")
+    protocols = results["tasks"]["perplexity"]["result"]["protocols"]
+    cells = results["tasks"]["passkey"]["result"]["cells"]
+    rows = [
+        [f"perplexity, `{n}`", f"{p['rows'][0]['perplexity']:.2f}"] for n, p in protocols.items()
+    ]
+    rows += [
+        [f"passkey, depth {c['depth']:g} ({c['samples']} prompts)", f"{c['rate']:.0%}"]
+        for c in cells
+    ]
+    rows.append(["passkey, mean", f"{results['tasks']['passkey']['result']['mean']:.1%}"])
+    return "\n".join(["", *table(["inside 256 tokens, held-out texts", ""], rows)])
+
+
 def gguf(out: Path) -> str:
     """A GGUF checkpoint as it is, and with PI untrained."""
     rows = []
@@ -169,6 +185,7 @@ def main(which: str, out: Path) -> None:
     if which == "lab":
         replace(page, "lab", section(out, ROOT / "docs"))
         replace(ROOT / "README.md", "lab", summary(out))
+        replace(ROOT / "assets" / "lab-llama" / "README.md", "lab", asset(out))
     else:
         replace(page, "gguf", gguf(out))
 

@@ -1,11 +1,11 @@
 """Short key-retrieval documents for the lab model's pretraining mix, as a JSONL domain.
 
-Four kinds, so that the model learns to look back and copy rather than one sentence by heart:
+Five kinds, so that the model learns to look back and copy rather than one sentence by heart:
 the passkey prompt of `longctx.data.passkey`, the same with sentences of the training texts as
-filler, several named keys that are each asked for, and registers: the same few names and keys
-over and over. A register is dense in tokens that can only be copied; without them a small model
-does not begin to copy within a few million tokens. All fit a 256-token window. The seed fixes
-every byte; 45,000 documents take some 15 seconds.
+filler, several named keys that are each asked for, registers (the same few names and keys over
+and over) and scattered mentions of one key in prose. The last two are dense in tokens that can
+only be copied; without them a small model does not begin to copy within a few million tokens. All
+fit a 256-token window. The seed fixes every byte; 45,000 documents take some 15 seconds.
 """
 
 import argparse
@@ -42,6 +42,14 @@ FACTS = (
 )  # fmt: skip
 # Lines of a register, written down again and again in another order.
 ENTRIES = ("{name}: {key}", "{name} {key}.", "{name} has {key}.", "The key of {name} is {key}.")
+# One key, said again and again at irregular distances: nothing but its digits leads back to it.
+MENTIONS = (
+    KEY_LINE,
+    "The pass key is {key}.",
+    "{key} is the pass key.",
+    "Remember {key}.",
+    "{key}",
+)
 SHARES = {"template": 0.2, "prose": 0.2, "named": 0.2, "register": 0.4}
 SENTENCE = re.compile(r"(?<=[.!?] )[A-Z][a-z][A-Za-z ,;'\n]{15,90}[.!?](?=\s)")
 CHARACTERS_PER_TEXT = 60_000
@@ -149,13 +157,34 @@ class Writer:
                 if room < 0:
                     return "\n".join(lines[:-1])
 
+    def scattered(self, index: int) -> str:
+        """One key, mentioned between zero and three sentences of prose or filler at a time."""
+        key = self._key()
+        lines: list[str] = []
+        room = self.most - 2
+        while True:
+            between = self.rng.choices(self.prose, k=self.rng.randint(0, 2))
+            if (index + len(lines)) % 3 == 0:
+                between.append(self.rng.choice(FILLER))
+            said = self.rng.choice(MENTIONS).format(key=key)
+            lines.append(" ".join([*between, said]))
+            room -= self._size("\n" + lines[-1])
+            if room < 0:
+                return "\n".join(lines[:-1])
 
-def documents(model: spm.SentencePieceProcessor, prose: list[str], count: int, most: int,
-              seed: int) -> list[dict[str, object]]:  # fmt: skip
-    """`count` rows of JSONL, the kinds mixed in the proportions of `SHARES`.
+
+def documents(
+    model: spm.SentencePieceProcessor,
+    prose: list[str],
+    count: int,
+    most: int,
+    seed: int,
+    shares: dict[str, float] = SHARES,
+) -> list[dict[str, object]]:
+    """`count` rows of JSONL, the kinds mixed in the proportions of `shares`.
 
     Raises:
-        UserError: if `most` leaves no room for the longest template.
+        UserError: if `most` leaves no room for the longest template, or a kind does not exist.
     """
     if most < 160:
         raise UserError(f"--max-tokens {most} is too small: documents need up to 160")
@@ -166,13 +195,21 @@ def documents(model: spm.SentencePieceProcessor, prose: list[str], count: int, m
         "prose": writer.prose_filled,
         "named": writer.named,
         "register": writer.register,
+        "scattered": writer.scattered,
     }
+    if unknown := shares.keys() - makers.keys():
+        raise UserError(f"--shares: {', '.join(unknown)} is not one of {', '.join(makers)}")
     rows: list[dict[str, object]] = []
     for index in range(count):
-        (kind,) = rng.choices(list(SHARES), list(SHARES.values()))
+        (kind,) = rng.choices(list(shares), list(shares.values()))
         text = makers[kind](index)
         rows.append({"text": text, "meta": {"source": "retrieval", "title": kind, "index": index}})
     return rows
+
+
+def _share(text: str) -> tuple[str, float]:
+    kind, _, share = text.partition("=")
+    return kind, float(share)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -187,13 +224,18 @@ def main(argv: list[str] | None = None) -> int:
         help="longest document with BOS and EOS, tokens (default: 250)",
     )  # fmt: skip
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--shares", type=_share, nargs="+", default=list(SHARES.items()), metavar="KIND=SHARE",
+        help="kinds and their proportions: template, prose, named, register, scattered",
+    )  # fmt: skip
     args = parser.parse_args(argv)
     try:
         if not (args.tokenizer / "tokenizer.model").is_file():
             raise UserError(f"{args.tokenizer}: no tokenizer.model here")
         model = spm.SentencePieceProcessor(model_file=str(args.tokenizer / "tokenizer.model"))
         prose = prose_sentences(args.text)
-        rows = documents(model, prose, args.count, args.max_tokens, args.seed)
+        shares = dict(args.shares)
+        rows = documents(model, prose, args.count, args.max_tokens, args.seed, shares)
     except UserError as error:
         print(error, file=sys.stderr)
         return 2

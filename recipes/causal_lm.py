@@ -12,7 +12,7 @@ from longctx.config import RunConfig
 from longctx.data.loader import PackedLoader
 from longctx.data.store import Store, tokenizer_sha256
 from longctx.models.load import build_model as random_model
-from longctx.models.load import load_model
+from longctx.models.load import load_model, local_tokenizer
 from longctx.models.lora import add_lora
 from longctx.recipe import Data, Recipe
 from longctx.train.loss import chunked_cross_entropy
@@ -50,7 +50,7 @@ def _loader(
 ) -> PackedLoader:
     stores = [Store(path) for path in paths]
     if tokenizer is not None:
-        sha = tokenizer_sha256(tokenizer)
+        sha = tokenizer_sha256(local_tokenizer(tokenizer))
         for store in stores:
             store.require_tokenizer(sha, tokenizer)
     return PackedLoader(

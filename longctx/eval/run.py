@@ -32,7 +32,7 @@ from longctx.eval.report import (
     write_report,
     write_results,
 )
-from longctx.models.load import RECORD, describe, load_model, load_tokenizer
+from longctx.models.load import RECORD, describe, load_model, load_tokenizer, local_tokenizer
 
 SAMPLES = "samples.jsonl"
 WEIGHTS = (".safetensors", ".bin", ".gguf", ".json", ".model")
@@ -81,7 +81,7 @@ def _device(asked: str | None) -> str:
 def _held_out(cfg: EvalConfig) -> tuple[Store, list[int], int]:
     """The store, the documents to score, and how many were too short."""
     store = Store(cfg.held_out or "")
-    store.require_tokenizer(tokenizer_sha256(cfg.tokenizer), cfg.tokenizer)
+    store.require_tokenizer(tokenizer_sha256(local_tokenizer(cfg.tokenizer)), cfg.tokenizer)
     limit = cfg.perplexity.max_documents
     return store, *ppl.choose_documents(store, max(cfg.lengths), limit, str(store.path))
 

@@ -7,6 +7,7 @@ asserted against `longctx.rope`. Costs one reading of the weights.
 
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import cached_file
 
 from longctx import rope as scaling
 from longctx.errors import UserError
@@ -134,6 +136,24 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     except FAILURES as error:
         raise cannot("read the tokenizer of", path, error) from error
     return tokenizer
+
+
+def local_tokenizer(path: str) -> str:
+    """Where the files that define a tokenizer are on this machine; a hub name is fetched.
+
+    Raises:
+        UserError: if the hub has no such tokenizer or cannot be reached.
+    """
+    if Path(path).exists():
+        return path
+    try:
+        for name in ("tokenizer.model", "tokenizer.json"):
+            found = cached_file(path, name, _raise_exceptions_for_missing_entries=False)
+            if found is not None:
+                return str(found)
+    except FAILURES as error:
+        raise cannot("read the tokenizer of", path, error) from error
+    raise UserError(f"{path}: no tokenizer.model and no tokenizer.json there")
 
 
 def native_window(config: PreTrainedConfig) -> int:

@@ -120,7 +120,8 @@ class Trainer:
     def fit(self) -> Path:
         """Trains to `max_steps`, evaluating and saving on the way; the last checkpoint's path."""
         log = self._open_log()
-        saved = self.checkpoints / f"step_{self.step:08d}" if self.step else None
+        here = self.checkpoints / f"step_{self.step:08d}"
+        saved = here if here.exists() else None
         try:
             while self.step < self.run.train.max_steps:
                 saved = self._step_and_save(log) or saved

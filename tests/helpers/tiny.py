@@ -23,13 +23,14 @@ def make_store(
     documents: int = 40,
     longest: int = 90,
     tokenizer: str = "0" * 64,
+    few: bool = False,
 ) -> Path:
-    """A token store of random documents between 3 and `longest` tokens."""
+    """A token store of random documents of 3 to `longest` tokens, of all or `few` of the ids."""
     random = np.random.default_rng(seed)
     about = {"tokenizer_sha256": tokenizer, "vocab_size": VOCAB, "bos_id": 1, "eos_id": 2}
     with StoreWriter(path, **about, source={"test": seed}) as store:
         for length in random.integers(3, longest, documents):
-            store.add(np.array([1, *random.integers(4, VOCAB, length - 2), 2]))
+            store.add(np.array([1, *random.integers(4, 12 if few else VOCAB, length - 2), 2]))
     return path
 
 

@@ -1,5 +1,6 @@
 """Retrieval documents: short, deterministic, and every question can be answered from above."""
 
+import itertools
 import json
 import random
 import re
@@ -59,6 +60,22 @@ def test_registers_repeat_each_name_with_its_key(rows: list[dict[str, object]]) 
         assert len(pairs) > 1.5 * len(set(pairs))
 
 
+def test_scattered_mentions_are_irregular() -> None:
+    made = documents(MODEL, PROSE, 60, 250, 3, {"scattered": 1.0})
+    gaps: set[int] = set()
+    for row in made:
+        text = str(row["text"])
+        keys = list(re.finditer(r"\d{5}", text))
+        assert len({key[0] for key in keys}) == 1 < len(keys)
+        gaps |= {b.start() - a.start() for a, b in itertools.pairwise(keys)}
+    assert len(gaps) > 20
+
+
+def test_unknown_kind_is_named() -> None:
+    with pytest.raises(UserError, match="--shares: nope is not one of template"):
+        documents(MODEL, PROSE, 1, 250, 3, {"nope": 1.0})
+
+
 def test_seed_fixes_all() -> None:
     assert documents(MODEL, PROSE, 50, 250, 7) == documents(MODEL, PROSE, 50, 250, 7)
     assert documents(MODEL, PROSE, 50, 250, 7) != documents(MODEL, PROSE, 50, 250, 8)
@@ -68,7 +85,13 @@ def test_seed_fixes_all() -> None:
 def test_shorter_limits_hold(most: int) -> None:
     writer = Writer(MODEL, PROSE, most, random.Random(0))
     for index in range(150):
-        for make in (writer.template, writer.prose_filled, writer.named, writer.register):
+        for make in (
+            writer.template,
+            writer.prose_filled,
+            writer.named,
+            writer.register,
+            writer.scattered,
+        ):
             assert len(MODEL.encode(make(index))) + 2 <= most
 
 
