@@ -11,9 +11,9 @@ measure=(held_out=data/lab/held_out "lengths=[256,512,1024,2048]" "tasks=[perple
 
 bash launch/corpus.sh
 python evaluate.py "${measure[@]}" label="base" out="$out/base"
-python evaluate.py "${measure[@]}" rope=pi label="PI, not trained" out="$out/untrained"
+python evaluate.py "${measure[@]}" rope=pi label="PI untrained" out="$out/untrained"
 port=$(python -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])')
 deepspeed --num_gpus "$((gpus > 0 ? gpus : 2))" --master_port "$port" \
   train.py recipe=pi logger=none run_dir="$out/pi"
-python evaluate.py "${measure[@]}" model="$out/pi/hf" label="PI, 200 steps" out="$out" \
+python evaluate.py "${measure[@]}" model="$out/pi/hf" label="PI after 200 steps" out="$out" \
   "compare=[$out/base,$out/untrained]"

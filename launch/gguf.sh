@@ -18,6 +18,6 @@ measure=(model="$model" held_out="$out/held_out" "lengths=[512,1024]" "tasks=[pe
   "perplexity.protocols=[sliding_new_tokens]" perplexity.stride=256 samples=2)
 python evaluate.py "${measure[@]}" label="SmolLM2-135M" out="$out/base" &
 first=$!
-python evaluate.py "${measure[@]}" rope=pi rope.factor=2 label="SmolLM2-135M, PI" out="$out/pi"
+python evaluate.py "${measure[@]}" rope=pi rope.factor=2 label="SmolLM2-135M with PI" out="$out/pi"
 wait $first
 python benchmarks/results_page.py gguf "$out"

@@ -15,10 +15,10 @@ measure=("${text[@]}" "lengths=[256,512,1024,2048]" "tasks=[perplexity,k_max]"
 bash launch/corpus.sh
 mkdir -p "$out"
 python evaluate.py "${text[@]}" "lengths=[256]" "tasks=[perplexity,passkey]" samples=20 \
-  label="base, its own window" out="$out/base-256"
+  label="base in its window" out="$out/base-256"
 python evaluate.py "${measure[@]}" label="base" out="$out/direct_ft-0" &
 first=$!
-python evaluate.py "${measure[@]}" rope=pi label="PI, 0 steps" out="$out/pi-0"
+python evaluate.py "${measure[@]}" rope=pi label="PI untrained" out="$out/pi-0"
 wait $first
 for recipe in pi direct_ft; do
   port=$(python -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])')
@@ -29,7 +29,7 @@ done
 after() { # recipe, step: export that checkpoint and measure it
   [ -d "$out/$1-$2-hf" ] ||
     python -m longctx.train.export "$out/$1/checkpoints/step_$(printf %08d "$2")" "$out/$1-$2-hf"
-  python evaluate.py "${measure[@]}" model="$out/$1-$2-hf" label="$1, $2 steps" out="$out/$1-$2"
+  python evaluate.py "${measure[@]}" model="$out/$1-$2-hf" label="$1 after $2 steps" out="$out/$1-$2"
 }
 for step in 50 100 200; do
   after pi $step &

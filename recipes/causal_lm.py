@@ -27,7 +27,6 @@ def build_model(run: RunConfig) -> nn.Module:
         )
     else:
         decoder = load_model(model.path, run.attention, run.rope, run.train.dtype)
-    decoder.config.use_cache = False
     if run.parallel.activation_checkpointing:
         decoder.gradient_checkpointing_enable({"use_reentrant": False})
     decoder.train()
