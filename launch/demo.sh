@@ -10,8 +10,12 @@ gpus=$(python -c 'import torch; print(torch.cuda.device_count())')
 measure=(held_out=data/lab/held_out "lengths=[256,512,1024,2048]" "tasks=[perplexity,passkey]")
 
 bash launch/corpus.sh
-python evaluate.py "${measure[@]}" label="base" out="$out/base"
+mkdir -p outputs
+python evaluate.py "${measure[@]}" label="base" out="$out/base" > "$out.base.log" 2>&1 &
+first=$!
 python evaluate.py "${measure[@]}" rope=pi label="PI untrained" out="$out/untrained"
+wait $first
+rm "$out.base.log"
 port=$(python -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])')
 deepspeed --num_gpus "$((gpus > 0 ? gpus : 2))" --master_port "$port" \
   train.py recipe=pi logger=none run_dir="$out/pi"
