@@ -108,6 +108,6 @@ def test_the_pretraining_run(tmp_path):
     assert "parameters 1377408," in plan["model"]
     assert plan["batch"] == (
         "2,048 tokens per rank x 1 ranks x 2 accumulation = 4,096 tokens per step; "
-        "x 4,000 steps = 0.0164B tokens"
+        "x 3,600 steps = 0.0147B tokens"
     )
     assert run["model"]["architecture"]["max_position_embeddings"] == 256
