@@ -4,6 +4,7 @@ python benchmarks/results_page.py lab outputs/lab        after launch/lab.sh
 python benchmarks/results_page.py gguf outputs/gguf      after launch/gguf.sh
 """
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -172,6 +173,27 @@ def gguf(out: Path) -> str:
                       f"{results['commit']}.", ""])  # fmt: skip
 
 
+def speed(out: Path) -> str:
+    """The ratios that the benchmarks kept, one row each."""
+    rows = []
+    for file in sorted(out.glob("*.json")):
+        facts = json.loads(file.read_text())
+        spread = f"{facts['ratios'][0]:.3f} to {facts['ratios'][-1]:.3f}"
+        share = facts["arithmetic_bound_seconds"] / facts["seconds_per_step"]["trainer"]
+        rows.append(
+            [
+                facts["claim"],
+                f"{facts['median_of_ratios']:.3f} ({spread})",
+                f"<= {facts['target']:g}",
+                f"{share:.0%}",
+                facts["device"],
+                f"`python {facts['command']}`",
+            ]
+        )
+    head = ["claim", "median ratio (all pairs)", "target", "of the arithmetic bound", "device", ""]
+    return "\n".join(["", *table(head, rows)])
+
+
 def replace(page: Path, name: str, text: str) -> None:
     """Puts `text` between the marks of section `name` of `page`."""
     begin, end = BEGIN.format(name), END.format(name)
@@ -186,8 +208,10 @@ def main(which: str, out: Path) -> None:
         replace(page, "lab", section(out, ROOT / "docs"))
         replace(ROOT / "README.md", "lab", summary(out))
         replace(ROOT / "assets" / "lab-llama" / "README.md", "lab", asset(out))
-    else:
+    elif which == "gguf":
         replace(page, "gguf", gguf(out))
+    else:
+        replace(page, "speed", speed(out))
 
 
 if __name__ == "__main__":

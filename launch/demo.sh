@@ -7,7 +7,8 @@ cd "$(dirname "$0")/.."
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 out=outputs/demo
 gpus=$(python -c 'import torch; print(torch.cuda.device_count())')
-measure=(held_out=data/lab/held_out "lengths=[256,512,1024,2048]" "tasks=[perplexity,passkey]")
+measure=(held_out=data/lab/held_out "lengths=[256,512,1024,2048]" "tasks=[perplexity,passkey]"
+  "perplexity.protocols=[sliding_new_tokens,single_pass_buckets]" perplexity.stride=128 samples=4)
 
 bash launch/corpus.sh
 mkdir -p outputs
