@@ -19,6 +19,6 @@ wait $first
 rm "$out.base.log"
 port=$(python -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])')
 deepspeed --num_gpus "$((gpus > 0 ? gpus : 2))" --master_port "$port" \
-  train.py recipe=pi logger=none run_dir="$out/pi"
+  train.py recipe=pi recipe_model=pi_lab_demo logger=none run_dir="$out/pi"
 python evaluate.py "${measure[@]}" model="$out/pi/hf" label="PI after 200 steps" out="$out" \
   "compare=[$out/base,$out/untrained]"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The lab table of docs/results.md: Position Interpolation and direct fine-tuning, 256 -> 2,048, at
-# 0, 50, 100 and 200 steps. About 20 minutes on two CPU cores; a second call goes on where the
+# 0, 50, 100 and 200 steps. About an hour on two CPU cores; a second call goes on where the
 # first one stopped.
 set -euo pipefail
 cd "$(dirname "$0")/.."
