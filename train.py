@@ -21,20 +21,21 @@ def main(run: RunConfig) -> None:
             raise
         raise UserError(f"builder={run.builder}: there is no such module") from None
     if run.dry_run:
-        print(plan.report(run))
+        print(plan.report(run, recipe.build_data))
         return
 
     watch.end_with_launcher()
     ranks = mesh.start()
     from torch import nn
 
+    from longctx.recipe import Data
     from longctx.train.export import export_checkpoint
     from longctx.train.log import say, write_config
     from longctx.train.trainer import Trainer
 
-    def announce(model: nn.Module) -> None:
+    def announce(model: nn.Module, data: Data) -> None:
         write_config(Path(run.run_dir), asdict(run))
-        say(plan.header(run, model, ranks.dp_size))
+        say(plan.header(run, model, data, ranks.dp_size))
 
     trainer = Trainer(run, recipe, ranks, announce)
     last = trainer.fit()

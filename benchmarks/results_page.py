@@ -2,6 +2,8 @@
 
 python benchmarks/results_page.py lab outputs/lab        after launch/lab.sh
 python benchmarks/results_page.py gguf outputs/gguf      after launch/gguf.sh
+python benchmarks/results_page.py speed benchmarks/results
+python benchmarks/results_page.py data benchmarks/results   after benchmarks/data.py
 """
 
 import json
@@ -176,7 +178,7 @@ def gguf(out: Path) -> str:
 def speed(out: Path) -> str:
     """The ratios that the benchmarks kept, one row each."""
     rows = []
-    for file in sorted(out.glob("*.json")):
+    for file in sorted(out.glob("trainer_*.json")):
         facts = json.loads(file.read_text())
         spread = f"{facts['ratios'][0]:.3f} to {facts['ratios'][-1]:.3f}"
         share = facts["arithmetic_bound_seconds"] / facts["seconds_per_step"]["trainer"]
@@ -192,6 +194,32 @@ def speed(out: Path) -> str:
         )
     head = ["claim", "median ratio (all pairs)", "target", "of the arithmetic bound", "device", ""]
     return "\n".join(["", *table(head, rows)])
+
+
+def data(out: Path) -> str:
+    """The claims about preparation and the loader, one row each, then what stands behind them."""
+    rows, notes = [], []
+    for file in sorted(out.glob("data_*.json")):
+        kept = json.loads(file.read_text())
+        for claim in kept["claims"]:
+            median, target = claim["median"], claim["target"]
+            met = {"<": median < target, "<=": median <= target, ">=": median >= target}
+            spread = f"{claim['values'][0]:.3g} to {claim['values'][-1]:.3g}"
+            rows.append(
+                [
+                    claim["claim"],
+                    f"{median:.3g} ({spread})",
+                    f"{claim['sign']} {target:g}",
+                    "met" if met[claim["sign"]] else "**missed**",
+                    f"`{kept['command']}`",
+                ]
+            )
+            facts = [f"{k.replace('_', ' ')} {v:,.4g}" for k, v in claim["facts"].items()]
+            notes += [f"- {claim['claim']}: {', '.join(facts)}."] if facts else []
+        where = f"{kept['device']}, Python {kept['python']}, commit {kept['commit']}"
+        notes.append(f"- `{kept['command']}`: {where}.")
+    head = ["claim", "median (all)", "target", "", "command"]
+    return "\n".join(["", *table(head, rows), *notes, ""])
 
 
 def replace(page: Path, name: str, text: str) -> None:
@@ -210,6 +238,8 @@ def main(which: str, out: Path) -> None:
         replace(ROOT / "assets" / "lab-llama" / "README.md", "lab", asset(out))
     elif which == "gguf":
         replace(page, "gguf", gguf(out))
+    elif which == "data":
+        replace(ROOT / "docs" / "data.md", "data", data(out))
     else:
         replace(page, "speed", speed(out))
 

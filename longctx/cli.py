@@ -64,26 +64,35 @@ def _model_by_path(argument: str) -> list[str]:
     return ["model=path", f"model.path='{path}'", f"model.name='{Path(path).stem}'"]
 
 
-def compose(arguments: list[str], schema: type[T], config_name: str, schema_name: str) -> T:
+def compose(
+    arguments: list[str], schema: type[T], config_name: str, schema_name: str, folder: Path = CONF
+) -> T:
     """The typed configuration of a command line, without running anything.
 
     Args:
         arguments: overrides, as on the command line.
         schema: a frozen dataclass.
-        config_name: the YAML in conf/ to start from.
+        config_name: the YAML in `folder` to start from.
         schema_name: how that YAML's defaults list calls the schema.
+        folder: where it and its groups are.
 
     Raises:
         UserError: if a value is not allowed.
         HydraException, OmegaConfBaseException: if a choice or key does not exist.
     """
     _register(schema, schema_name)
-    with hydra.initialize_config_dir(str(CONF), version_base=None):
+    with hydra.initialize_config_dir(str(folder), version_base=None):
         config = hydra.compose(config_name, prepare(arguments))
     return _typed(config, schema)
 
 
-def run(task: Callable[[Any], None], schema: type, config_name: str, schema_name: str) -> None:
+def run(
+    task: Callable[[Any], None],
+    schema: type,
+    config_name: str,
+    schema_name: str,
+    folder: Path = CONF,
+) -> None:
     """Composes the command line's configuration and calls `task` with it.
 
     Never returns normally after a user's mistake: prints `error: ...` and exits with 2.
@@ -91,13 +100,14 @@ def run(task: Callable[[Any], None], schema: type, config_name: str, schema_name
     Args:
         task: what to do with the typed configuration.
         schema: a frozen dataclass.
-        config_name: the YAML in conf/ to start from.
+        config_name: the YAML in `folder` to start from.
         schema_name: how that YAML's defaults list calls the schema.
+        folder: where it and its groups are.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions through; they are worded below
     _register(schema, schema_name)
 
-    @hydra.main(version_base=None, config_path=str(CONF), config_name=config_name)
+    @hydra.main(version_base=None, config_path=str(folder), config_name=config_name)
     def start(config: DictConfig) -> None:
         # Here and not only around Hydra, which would print all overrides before the one line.
         with _mistakes_in_one_line():

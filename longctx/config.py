@@ -1,14 +1,14 @@
 """The typed run: every setting, its unit and its meaning. Values stand in `conf/`, not here.
 
-An unknown or ill-typed key fails when the configuration is composed, with the key's name.
+An unknown or ill-typed key fails when the configuration is composed, with the key's name. A default
+here is what versions without that setting did, so that their checkpoints still open.
 """
 
-from dataclasses import dataclass, fields, is_dataclass
-from typing import Any, TypeVar, get_type_hints
+from dataclasses import dataclass
+from typing import Any
 
 from longctx.errors import UserError
-
-T = TypeVar("T")
+from longctx.typed import build as build  # noqa: PLC0414 - whoever reads a config needs it
 
 
 def choice(value: str, allowed: tuple[str, ...], key: str) -> None:
@@ -90,6 +90,12 @@ class DataConfig:
         packing: `concat` (documents joined and cut, as the papers do) or `best_fit` (whole
             documents; only those longer than a row are cut).
         mask_documents: attention stays inside a document (positions restart at each).
+        weights: share of each store in the training rows, in any unit. None: all stores are one
+            shuffled corpus.
+        long_tokens: up-sample documents of at least so many tokens, by leaving out shorter ones
+            of the training stores. None: keep all.
+        short_keep: probability that a document below `long_tokens` is kept.
+        prefetch: steps whose rows are read in the background, ahead of training; 0: none.
     """
 
     store: list[str]
@@ -97,10 +103,30 @@ class DataConfig:
     seq_len: int
     packing: str
     mask_documents: bool
+    weights: list[float] | None = None
+    long_tokens: int | None = None
+    short_keep: float = 1.0
+    prefetch: int = 0
 
     def __post_init__(self) -> None:
         positive(self.seq_len, "data.seq_len")
         choice(self.packing, ("concat", "best_fit"), "data.packing")
+        if self.weights is not None:
+            if len(self.weights) != len(self.store):
+                raise UserError(
+                    f"data.weights has {len(self.weights)} numbers for "
+                    f"{len(self.store)} directories in data.store: give one for each"
+                )
+            for i, weight in enumerate(self.weights):
+                positive(weight, f"data.weights[{i}]")
+                if weight == float("inf"):
+                    raise UserError(f"data.weights[{i}]=inf must be finite")
+        if self.long_tokens is not None:
+            positive(self.long_tokens, "data.long_tokens")
+        if not 0 <= self.short_keep <= 1:
+            raise UserError(f"data.short_keep={self.short_keep} must be between 0 and 1")
+        if self.prefetch < 0:
+            raise UserError(f"data.prefetch={self.prefetch} must not be below 0")
 
 
 @dataclass(frozen=True)
@@ -267,27 +293,3 @@ class RunConfig:
                 "train.dtype=bf16 needs parallel.zero_stage >= 1: DeepSpeed's stage 0 takes a "
                 "wrong first Adam step in bf16"
             )
-
-
-def build(kind: type[T], values: dict[str, Any], where: str) -> T:
-    """A dataclass and its parts from nested dictionaries, as `dataclasses.asdict` makes them.
-
-    Args:
-        kind: the dataclass.
-        values: a value for every field.
-        where: what is being read, for the message.
-
-    Raises:
-        UserError: if a key is missing or unknown, for example from another version, or if a value
-            is not allowed.
-    """
-    names = {f.name for f in fields(kind)}  # type: ignore[arg-type]
-    if names != set(values):
-        odd = ", ".join(sorted(names ^ set(values)))
-        raise UserError(f"{where} was written by another version of longctx: {odd}")
-    hints = get_type_hints(kind)
-    parts = {
-        key: build(hints[key], value, f"{where}.{key}") if is_dataclass(hints[key]) else value
-        for key, value in values.items()
-    }
-    return kind(**parts)

@@ -1,10 +1,12 @@
 """What a run will do and need, before it starts: batch arithmetic, memory, the model's header.
 
-Computed from the configuration and the model's shapes alone (meta device: no weight is made).
-The memory plan counts what a formula gives; see `report` for what it leaves out.
+Computed from the configuration, the model's shapes (meta device: no weight is made) and, where the
+stores are at hand, the lengths of their documents. The memory plan counts what a formula gives; see
+`report` for what it leaves out.
 """
 
 import os
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -12,7 +14,9 @@ import yaml
 from torch import nn
 
 from longctx.config import RunConfig
+from longctx.errors import UserError
 from longctx.models.load import architecture_of, build_model, describe
+from longctx.recipe import Data
 from longctx.train.loss import LOGITS_BYTES
 
 GIB = 2**30
@@ -66,11 +70,21 @@ def activations(run: RunConfig, model: nn.Module) -> dict[str, float]:
     return {"layer inputs": float(inputs), "logits and their gradient": 2.0 * logits}
 
 
-def report(run: RunConfig) -> str:
-    """The resolved run with its arithmetic and memory plan, as `dry_run=true` prints it.
+def data_lines(run: RunConfig, data: Data) -> list[str]:
+    """What the run will read and how often; a warning where text repeats too much."""
+    return data.train.describe(run.train.max_steps * run.train.batch_rows)
+
+
+def report(run: RunConfig, build_data: Callable[[RunConfig], Data]) -> str:
+    """The resolved run with its arithmetic, data and memory plan, as `dry_run=true` prints it.
 
     Activations inside a layer are not in the plan: with activation checkpointing one layer's
-    worth exists at a time, without it all of them.
+    worth exists at a time, without it all of them. Stores that are not here are no mistake: a plan
+    can be made where the data is not.
+
+    Args:
+        run: the run.
+        build_data: the recipe's.
     """
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
     architecture = run.model.architecture or architecture_of(str(run.model.path))
@@ -78,18 +92,23 @@ def report(run: RunConfig) -> str:
     parameters = sum(p.numel() for p in model.parameters())
     lines = [yaml.safe_dump(asdict(run), sort_keys=False)]
     lines += [f"batch: {batch_arithmetic(run, ranks)}", _model_line(model)]
+    try:
+        lines += data_lines(run, build_data(run))
+    except UserError as error:
+        lines += [f"data: {error}"]
     plan = memory(run, parameters, parameters, ranks) | activations(run, model)
     lines += [f"memory per rank, {name}: {size / GIB:.3f} GiB" for name, size in plan.items()]
     lines += [f"memory per rank, sum: {sum(plan.values()) / GIB:.3f} GiB"]
     return "\n".join(lines)
 
 
-def header(run: RunConfig, model: nn.Module, ranks: int) -> str:
+def header(run: RunConfig, model: nn.Module, data: Data, ranks: int) -> str:
     """The first lines of a run: what is trained, on what, how much at a time."""
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     lines = [f"{run.name} -> {run.run_dir}", _model_line(model)]
     lines += [f"trained parameters: {trained:,}; ZeRO {run.parallel.zero_stage}, {run.train.dtype}"]
-    return "\n".join([*lines, f"batch: {batch_arithmetic(run, ranks)}"])
+    lines += [f"batch: {batch_arithmetic(run, ranks)}", *data_lines(run, data)]
+    return "\n".join(lines)
 
 
 def _model_line(model: Any) -> str:

@@ -18,12 +18,12 @@ class Loader(Protocol):
         ...
 
     @property
-    def digest(self) -> str:
-        """Changes when the tokens or their order would; checked on resume."""
+    def identity(self) -> dict[str, str]:
+        """Named parts that decide the tokens and their order; a resumed run must have the same."""
         ...
 
-    def __len__(self) -> int:
-        """Rows in one epoch."""
+    def describe(self, samples: int) -> list[str]:
+        """What a run over `samples` rows will read and how often, in lines; warnings among them."""
         ...
 
 

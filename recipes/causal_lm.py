@@ -3,13 +3,14 @@
 They differ in numbers only (conf/recipe); any attention method and rope scaling fits in.
 """
 
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
 
 from longctx.batch import Batch
-from longctx.config import RunConfig
-from longctx.data.loader import PackedLoader
+from longctx.config import DataConfig, RunConfig
+from longctx.data.loader import RowLoader, packed
 from longctx.data.store import Store, tokenizer_sha256
 from longctx.models.load import build_model as random_model
 from longctx.models.load import load_model, local_tokenizer
@@ -35,32 +36,22 @@ def build_model(run: RunConfig) -> nn.Module:
 
 def build_data(run: RunConfig) -> Data:
     """Packed rows of the stores; held-out rows in an order that no seed changes."""
-    tokenizer = run.model.tokenizer or run.model.path
+    held_out = replace(run.data, store=run.data.held_out, weights=None, long_tokens=None)
     return Data(
-        train=_loader(run, run.data.store, tokenizer, run.train.batch_rows, run.seed),
-        held_out=_loader(run, run.data.held_out, tokenizer, run.train.eval_rows, 0)
-        if run.data.held_out
-        else None,
+        train=_loader(run, run.data, run.train.batch_rows, run.seed),
+        held_out=_loader(run, held_out, run.train.eval_rows, 0) if held_out.store else None,
     )
 
 
-def _loader(
-    run: RunConfig, paths: list[str], tokenizer: str | None, rows: int, seed: int
-) -> PackedLoader:
-    stores = [Store(path) for path in paths]
+def _loader(run: RunConfig, data: DataConfig, rows: int, seed: int) -> RowLoader:
+    stores = [Store(path) for path in data.store]
+    tokenizer = run.model.tokenizer or run.model.path
     if tokenizer is not None:
         sha = tokenizer_sha256(local_tokenizer(tokenizer))
         for store in stores:
             store.require_tokenizer(sha, tokenizer)
-    return PackedLoader(
-        stores,
-        seq_len=run.data.seq_len,
-        packing=run.data.packing,
-        mask_documents=run.data.mask_documents,
-        batch_rows=rows,
-        micro_batch_rows=run.train.micro_batch_rows,
-        seed=seed,
-    )
+    micro = run.train.micro_batch_rows
+    return packed(stores, data, batch_rows=rows, micro_batch_rows=micro, seed=seed)
 
 
 def loss(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -1,81 +1,74 @@
 """Rows to batches: `batch = f(seed, step, dp_rank, dp_size)`, with no hidden state.
 
-Step `n` takes rows `n * batch_rows ...` of a stream of epochs, each a fresh permutation of the same
-rows, and deals them to the ranks. So a run resumes by one integer, in the same time at any step,
-and the global order does not depend on the number of ranks or on accumulation.
+Step `n` takes samples `n * batch_rows ...` of one endless global order and deals them to the ranks.
+A sample is a row of a source: which source, says the mixture; which row, that source's stream of
+epochs, each a fresh permutation of its rows. So a run resumes by one integer, in the same time at
+any step, and the global order does not depend on the number of ranks or on accumulation.
+8 bytes of memory a row for the present epoch's permutation, beside what the plans take.
 """
 
-import zlib
-from functools import lru_cache
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 import torch
 
-from longctx.batch import IGNORE, Batch
-from longctx.data.pack import PACKERS, Ints
-from longctx.data.store import Store
+from longctx.batch import Batch
+from longctx.config import DataConfig
+from longctx.data import mixture, pack
+from longctx.data.corpus import Corpus, Documents, Row
+from longctx.data.pack import Ints, Rows
 from longctx.errors import UserError
 
 
-@lru_cache(maxsize=2)
-def _permutation(rows: int, seed: int, epoch: int) -> Ints:
-    return np.random.Generator(np.random.Philox([seed, epoch])).permutation(rows)
+class Source(Protocol):
+    """Rows that can be had by number."""
+
+    def __len__(self) -> int:
+        """Rows in one epoch."""
+        ...
+
+    def row(self, number: int) -> Row:
+        """The fields of one row."""
+        ...
+
+    def describe(self) -> str:
+        """What it holds, in one line."""
+        ...
 
 
-class PackedLoader:
-    """Packed rows of one or more token stores.
+class RowLoader:
+    """Rows of one or more sources, shuffled, mixed and dealt.
 
     Args:
-        stores: their documents together are the corpus.
-        seq_len: row length s.
-        packing: a name in `PACKERS`.
-        mask_documents: positions restart and labels stop at document borders. Off: a row is one
-            stream with positions 0 .. s-1, as PI and LongGen train.
+        sources: each with at least one row.
+        weights: share of each source in the rows, in any unit.
         batch_rows: rows per step over all ranks.
         micro_batch_rows: rows per rank and micro-batch.
-        seed: of packing and order.
-
-    Raises:
-        UserError: if the stores hold less than one row, or not one document.
+        seed: of the order.
+        identity: named parts that decide tokens and order, each as text or a digest.
     """
 
     def __init__(
         self,
-        stores: list[Store],
+        sources: Sequence[Source],
+        weights: Sequence[float],
         *,
-        seq_len: int,
-        packing: str,
-        mask_documents: bool,
         batch_rows: int,
         micro_batch_rows: int,
         seed: int,
+        identity: Mapping[str, str],
     ) -> None:
-        self.stores = stores
-        self.seq_len = seq_len
-        self.packing = packing
-        self.mask_documents = mask_documents
+        assert len(sources) == len(weights) and all(map(len, sources))
+        self.sources = sources
+        self.weights = weights
+        self.mixture = mixture.Mixture(weights)
         self.batch_rows = batch_rows
         self.micro_batch_rows = micro_batch_rows
         self.seed = seed
-        self.first = np.cumsum([0, *(len(s.lengths) for s in stores)])
-        self.lengths = np.concatenate([s.lengths for s in stores]).astype(np.int64)
-        if self.lengths.sum() < seq_len:
-            raise UserError(
-                f"data.store holds {int(self.lengths.sum())} tokens, "
-                f"less than one row of data.seq_len={seq_len}"
-            )
-        self.rows = PACKERS[packing](self.lengths, seq_len, seed)
-
-    def __len__(self) -> int:
-        """Rows in one epoch."""
-        return len(self.rows)
-
-    @property
-    def digest(self) -> str:
-        """Changes when the tokens, their packing or their order would."""
-        parts = [s.meta["digest"] for s in self.stores]
-        parts += [self.packing, self.seq_len, self.mask_documents, self.seed]
-        return f"{zlib.crc32(repr(parts).encode()):08x}"
+        self.identity = dict(identity)
+        self._orders: dict[int, tuple[int, Ints]] = {}  # source -> (epoch, its permutation)
 
     def step(self, step: int, dp_rank: int, dp_size: int) -> list[Batch]:
         """This rank's micro-batches of step `step` (counted from 0).
@@ -93,38 +86,132 @@ class PackedLoader:
 
     def batch(self, samples: list[int]) -> Batch:
         """The rows at global sample numbers `samples`: `[b s]`, b = len(samples)."""
-        built = [self._row(self.row_number(n)) for n in samples]
-        tokens, labels, positions = (
-            torch.from_numpy(np.stack(x)) for x in zip(*built, strict=True)
+        places = [self.place(n) for n in samples]
+        rows = [self.sources[source].row(row) for source, row in places]
+        return Batch(**{f: torch.from_numpy(np.stack([r[f] for r in rows])) for f in rows[0]})
+
+    def place(self, sample: int) -> tuple[int, int]:
+        """(source, row) of a global sample number."""
+        source, number = self.mixture.draw(sample)
+        epoch, at = divmod(number, len(self.sources[source]))
+        return source, int(self._order(source, epoch)[at])
+
+    def describe(self, samples: int) -> list[str]:
+        """What a run over `samples` rows draws from each source, in lines; warnings among them."""
+        sizes = [len(source) for source in self.sources]
+        epochs = mixture.repetition(self.weights, sizes, samples)
+        lines = []
+        for source, weight, times in zip(self.sources, self.weights, epochs, strict=True):
+            share = f"; {weight / sum(self.weights):.1%} of the rows" if len(sizes) > 1 else ""
+            lines.append(f"data: {source.describe()}{share}; {times:.3g} epochs")
+            if times > mixture.MANY_EPOCHS:
+                lines.append(
+                    f"warning: that is {times:.3g} times the same text; "
+                    f"beyond {mixture.MANY_EPOCHS} epochs repetition helps little"
+                )
+        return lines
+
+    def _order(self, source: int, epoch: int) -> Ints:
+        held = self._orders.get(source)
+        if held is None or held[0] != epoch:
+            key = [self.seed, epoch, source] if source else [self.seed, epoch]
+            random = np.random.Generator(np.random.Philox(key))
+            held = (epoch, random.permutation(len(self.sources[source])))
+            self._orders[source] = held
+        return held[1]
+
+
+@dataclass(frozen=True)
+class PackedRows:
+    """Packed documents as rows of a batch, `[s]`.
+
+    Args:
+        corpus: the documents.
+        rows: how they are packed.
+        seq_len: row length s.
+        mask_documents: positions restart and labels stop at document borders. Off: a row is one
+            stream with positions 0 .. s-1, as PI and LongGen train.
+        about: what it holds, in one line.
+    """
+
+    corpus: Corpus
+    rows: Rows
+    seq_len: int
+    mask_documents: bool
+    about: str
+
+    def __len__(self) -> int:
+        """Rows in one epoch."""
+        return len(self.rows)
+
+    def row(self, number: int) -> Row:
+        """Tokens, labels and positions of one row."""
+        return self.corpus.row(self.rows.pieces(number), self.seq_len, self.mask_documents)
+
+    def describe(self) -> str:
+        """What it holds, in one line."""
+        return self.about
+
+
+def packed(
+    stores: Sequence[Documents],
+    data: DataConfig,
+    *,
+    batch_rows: int,
+    micro_batch_rows: int,
+    seed: int,
+) -> RowLoader:
+    """The loader of packed rows: all stores one shuffled corpus, or with weights a source each.
+
+    Args:
+        stores: opened token stores, in the order of their paths in the configuration.
+        data: how rows are made of them.
+        batch_rows: rows per step over all ranks.
+        micro_batch_rows: rows per rank and micro-batch.
+        seed: of packing, order and the choice of short documents.
+
+    Raises:
+        UserError: if a source holds less than one row.
+    """
+    if data.weights is None:
+        parts = {"data.store": Corpus(stores)}
+    else:
+        parts = {f"data.store[{i}]": Corpus([store]) for i, store in enumerate(stores)}
+    identity = {f"data.store[{i}]": str(s.meta["digest"]) for i, s in enumerate(stores)}
+    names = ["packing", "seq_len", "mask_documents", "weights", "long_tokens"]
+    names += ["short_keep"] if data.long_tokens is not None else []
+    identity |= {f"data.{name}": str(getattr(data, name)) for name in names}
+    return RowLoader(
+        [_packed_rows(corpus, data, seed, name) for name, corpus in parts.items()],
+        data.weights or [1.0],
+        batch_rows=batch_rows,
+        micro_batch_rows=micro_batch_rows,
+        seed=seed,
+        identity=identity | {"seed": str(seed)},
+    )
+
+
+def _packed_rows(corpus: Corpus, data: DataConfig, seed: int, name: str) -> PackedRows:
+    lengths = corpus.lengths
+    after, kept = "", None
+    if data.long_tokens is not None:
+        kept = np.flatnonzero(mixture.keep(lengths, data.long_tokens, data.short_keep, seed))
+        shares = [mixture.long_share(x, data.long_tokens) for x in (lengths, lengths[kept])]
+        after = f", tokens in long documents {shares[0]:.0%} -> {shares[1]:.0%}"
+        lengths = lengths[kept]
+    total = int(lengths.sum())
+    if total < data.seq_len:
+        left = " after data.short_keep" if after else ""
+        raise UserError(
+            f"{name} holds {total} tokens{left}, less than one row of data.seq_len={data.seq_len}"
         )
-        return Batch(tokens=tokens, labels=labels, positions=positions)
-
-    def row_number(self, sample: int) -> int:
-        """Which row the global sample number is: epoch after epoch, each its own permutation."""
-        epoch, at = divmod(sample, len(self.rows))
-        return int(_permutation(len(self.rows), self.seed, epoch)[at])
-
-    def _row(self, row: int) -> tuple[Ints, Ints, Ints]:
-        tokens = np.zeros(self.seq_len, dtype=np.int64)
-        labels = np.full(self.seq_len, IGNORE, dtype=np.int64)
-        positions = np.arange(self.seq_len, dtype=np.int64)
-        at = 0
-        for document, start, length in self.rows.pieces(row):
-            text = self._read(document, start, length + 1)  # one more: the last token's label
-            end = at + length
-            tokens[at:end] = text[:length]
-            labels[at : at + len(text) - 1] = text[1:]
-            if self.mask_documents:
-                positions[at:end] = np.arange(length)
-            elif at:
-                labels[at - 1] = tokens[at]
-            at = end
-        if self.mask_documents:
-            positions[at:] = np.arange(self.seq_len - at)  # padding is a document of its own
-        return tokens, labels, positions
-
-    def _read(self, document: int, start: int, length: int) -> Ints:
-        store = int(np.searchsorted(self.first, document, side="right")) - 1
-        stop = min(start + length, int(self.lengths[document]))
-        found = self.stores[store].tokens(document - int(self.first[store]), start, stop)
-        return found.astype(np.int64)
+    rows = pack.PACKERS[data.packing](lengths, data.seq_len, seed)
+    facts = pack.describe(rows, lengths, data.seq_len)
+    about = (
+        f"{name}: {len(lengths):,} documents{after}, {total:,} tokens in {len(rows):,} rows of "
+        f"{data.seq_len:,} ({data.packing}, padding {facts['padding']:.2%}, "
+        f"{facts['cut']:,} documents cut)"
+    )
+    if kept is not None:
+        rows = replace(rows, document=pack.smallest(kept[rows.document]))
+    return PackedRows(corpus, rows, data.seq_len, data.mask_documents, about)

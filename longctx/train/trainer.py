@@ -1,39 +1,27 @@
 """The one training loop. It knows a recipe's four functions, and no method by name."""
 
 import dataclasses
-import json
 import math
 import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from longctx.batch import Batch
 from longctx.config import RunConfig
+from longctx.data.prefetch import Prefetch
 from longctx.errors import UserError
 from longctx.parallel.mesh import Mesh
 from longctx.parallel.zero import Engine
-from longctx.recipe import Recipe
+from longctx.recipe import Data, Recipe
 from longctx.train import checkpoint, meter
 from longctx.train.log import Log, say
 from longctx.train.optim import adamw, freeze_all_but, learning_rate
-
-# A setting that may differ between a checkpoint and the run that resumes it.
-MAY_CHANGE = {"logger", "wandb", "resume", "dry_run", "run_dir", "parallel"}
-MAY_CHANGE_IN_TRAIN = {
-    "max_steps",
-    "micro_batch_rows",
-    "eval_every",
-    "eval_rows",
-    "save_every",
-    "keep_last",
-    "export_dtype",
-}
+from longctx.train.resume import require_same
 
 
 @dataclass(frozen=True)
@@ -79,7 +67,8 @@ class Trainer:
         run: the configuration.
         recipe: what to build and score.
         mesh: the ranks.
-        announce: called on rank 0 with the finished model, before an engine may shard it.
+        announce: called on rank 0 with the finished model, before an engine may shard it, and the
+            data.
 
     Raises:
         UserError: if the data, the batch arithmetic or the checkpoint to resume do not fit.
@@ -90,7 +79,7 @@ class Trainer:
         run: RunConfig,
         recipe: Recipe,
         mesh: Mesh,
-        announce: Callable[[nn.Module], None] = lambda model: None,
+        announce: Callable[[nn.Module, Data], None] = lambda model, data: None,
     ) -> None:
         run.train.check_rows(mesh.dp_size)
         self.run, self.mesh = run, mesh
@@ -98,17 +87,18 @@ class Trainer:
         self.checkpoints = self.run_dir / "checkpoints"
         resumed = self._find_checkpoint()
         self.data = recipe.build_data(run)
+        self.rows = Prefetch(self.data.train, run.data.prefetch, end=run.train.max_steps)
         self.model = recipe.build_model(run)
         trainable = recipe.trainable(self.model)
         freeze_all_but(self.model, trainable)
-        self.fingerprint = checkpoint.fingerprint(self.model) | {"data": self.data.train.digest}
+        self.fingerprint = checkpoint.fingerprint(self.model) | {"data": self.data.train.identity}
         self.weights = meter.matmul_weights(self.model)
         self.width = meter.attention_width(self.model)
         if resumed:
-            self._require_same(resumed)
+            require_same(resumed, run, self.fingerprint)
             checkpoint.load_weights(self.model, resumed)
         if mesh.main:
-            announce(self.model)
+            announce(self.model, self.data)
         optimizer = adamw(trainable.values(), run.optim)
         scored = Scored(self.model, recipe)
         self.engine = Engine(scored, trainable, optimizer, run, mesh)
@@ -126,6 +116,7 @@ class Trainer:
             while self.step < self.run.train.max_steps:
                 saved = self._step_and_save(log) or saved
         finally:
+            self.rows.close()
             if log:
                 log.close()
         return saved or self.save()
@@ -144,7 +135,7 @@ class Trainer:
     def train_step(self, step: int) -> StepResult:
         """One optimizer step: the gradient is that of (global sum) / (global count)."""
         begin = time.perf_counter()
-        batches = self.data.train.step(step, self.mesh.dp_rank, self.mesh.dp_size)
+        batches = self.rows.step(step, self.mesh.dp_rank, self.mesh.dp_size)
         data_seconds = time.perf_counter() - begin
 
         scored = self.mesh.sum(sum(batch.scored for batch in batches))
@@ -255,38 +246,3 @@ class Trainer:
             if found:
                 say(f"resuming from {found.path}")
         return found
-
-    def _require_same(self, resumed: checkpoint.Checkpoint) -> None:
-        """Raises UserError if the checkpoint is of another model or of a run with other numbers."""
-        theirs, ours = resumed.meta["fingerprint"], self.fingerprint
-        if theirs["trained"] != ours["trained"]:
-            raise UserError(f"{resumed.path} is of another model: trained parameters differ")
-        if theirs["fixed"] != ours["fixed"]:
-            raise UserError(
-                f"{resumed.path} was trained beside other frozen weights or rotary frequencies"
-            )
-        if theirs["data"] != ours["data"]:
-            raise UserError(f"{resumed.path} was trained on other data: the token store differs")
-        then, now = _comparable(resumed.meta["run"]), _comparable(dataclasses.asdict(self.run))
-        changed = [f"{k}: {then.get(k)} -> {v}" for k, v in now.items() if then.get(k) != v]
-        if changed:
-            raise UserError(
-                f"{resumed.path} comes from a run with other settings ({'; '.join(changed)}): "
-                "take another run_dir or the old settings"
-            )
-        if resumed.step > self.run.train.max_steps:
-            raise UserError(
-                f"{resumed.path} is at step {resumed.step}, beyond "
-                f"train.max_steps={self.run.train.max_steps}"
-            )
-
-
-def _comparable(run: dict[str, Any]) -> dict[str, str]:
-    """The settings that a resumed run must share, flat, as text."""
-    kept = {k: v for k, v in run.items() if k not in MAY_CHANGE}
-    kept["train"] = {k: v for k, v in run["train"].items() if k not in MAY_CHANGE_IN_TRAIN}
-    flat = {}
-    for group, value in kept.items():
-        for key, item in value.items() if isinstance(value, dict) else [("", value)]:
-            flat[f"{group}.{key}".rstrip(".")] = json.dumps(item)
-    return flat

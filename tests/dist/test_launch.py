@@ -7,7 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.process import alive, deepspeed, descendants, kill_tree, lines, start, wait_until
+from tests.helpers.process import (
+    alive,
+    deepspeed,
+    descendants,
+    kill_tree,
+    lines,
+    start,
+    torchrun,
+    wait_until,
+)
 from tests.helpers.tiny import make_store, tiny_arguments
 
 
@@ -37,3 +46,15 @@ def test_killed_at_start_then_started_again_then_terminated(tmp_path):
     # Other tests may run beside this one: only what DeepSpeed names or our processes made counts.
     new = [p.name for p in set(Path("/dev/shm").iterdir()) - shared_memory]
     assert not [n for n in new if "deepspeed" in n or any(str(pid) in n for pid in ours)]
+
+
+@pytest.mark.dist
+def test_two_ranks_report_a_mistake_once(tmp_path):
+    store = make_store(tmp_path / "store")
+    arguments = tiny_arguments(store, tmp_path / "run", "train.batch_rows=3")
+    process = start(torchrun(arguments), tmp_path / "log")
+    assert process.wait(120)
+    reported = [x for x in lines(tmp_path / "log") if x.startswith("error: ")]
+    assert reported == [
+        "error: train.batch_rows=3 is not a multiple of train.micro_batch_rows=1 x 2 ranks = 2"
+    ]

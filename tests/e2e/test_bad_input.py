@@ -310,7 +310,7 @@ def trained(finished, tmp_path):
         (
             ["data.packing=concat"],
             True,
-            "{0}/step_00000002 was trained on other data: the token store differs",
+            "{0}/step_00000002 was trained on other data: data.packing: best_fit -> concat",
         ),
         (
             ["optim.lr=0.5", "optim.clip=2"],

@@ -1,0 +1,33 @@
+"""From nested dictionaries, as YAML and checkpoints hold them, to typed settings."""
+
+from dataclasses import MISSING, fields, is_dataclass
+from typing import Any, TypeVar, get_type_hints
+
+from longctx.errors import UserError
+
+T = TypeVar("T")
+
+
+def build(kind: type[T], values: dict[str, Any], where: str) -> T:
+    """A dataclass and its parts from nested dictionaries, as `dataclasses.asdict` makes them.
+
+    Args:
+        kind: the dataclass.
+        values: a value for every field. One with a default may be missing: earlier versions did
+            not have it, and the default is what they did.
+        where: what is being read, for the message.
+
+    Raises:
+        UserError: if a key is missing or unknown, for example from another version, or if a value
+            is not allowed.
+    """
+    known: dict[str, Any] = {f.name: f.default for f in fields(kind)}  # type: ignore[arg-type]
+    bare = {name for name, default in known.items() if default is MISSING}
+    if odd := sorted((bare - set(values)) | (set(values) - set(known))):
+        raise UserError(f"{where} was written by another version of longctx: {', '.join(odd)}")
+    hints = get_type_hints(kind)
+    parts = {
+        key: build(hints[key], value, f"{where}.{key}") if is_dataclass(hints[key]) else value
+        for key, value in values.items()
+    }
+    return kind(**parts)
