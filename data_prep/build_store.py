@@ -7,77 +7,16 @@ Malformed lines are reported with file and line; above one percent of them nothi
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import sentencepiece as spm
-from tokenizers import Tokenizer
 from tqdm import tqdm
 
-from longctx.data.store import StoreWriter, tokenizer_sha256
+from data_prep.encode import load_encoder
+from longctx.data.store import StoreWriter
 from longctx.errors import UserError
 
 SHOWN = 10  # malformed lines that are named
-
-
-@dataclass(frozen=True)
-class Encoder:
-    """A tokenizer: `encode` gives ids without special tokens."""
-
-    encode: Callable[[str], list[int]]
-    vocab_size: int
-    bos_id: int
-    eos_id: int
-
-
-def load_encoder(folder: Path) -> Encoder:
-    """The tokenizer in `folder`: `tokenizer.model`, else `tokenizer.json`; or that of a GGUF file.
-
-    Raises:
-        UserError: if there is none, or it has no BOS or EOS.
-    """
-    if folder.suffix == ".gguf":
-        return _gguf_encoder(folder)
-    if (folder / "tokenizer.model").is_file():
-        model = spm.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
-        if min(model.bos_id(), model.eos_id()) < 0:
-            raise UserError(f"{folder}: the tokenizer has no BOS or no EOS")
-        return Encoder(model.encode, len(model), model.bos_id(), model.eos_id())
-    if not (folder / "tokenizer.json").is_file():
-        raise UserError(f"{folder}: no tokenizer.model and no tokenizer.json here")
-    fast = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    fast.encode_special_tokens = True  # "<s>" written in a text is text
-    config = folder / "tokenizer_config.json"
-    settings: dict[str, Any] = json.loads(config.read_text("utf-8")) if config.is_file() else {}
-    ids = []
-    for name in ("bos_token", "eos_token"):
-        token = settings.get(name)
-        token_id = fast.token_to_id(token["content"] if isinstance(token, dict) else token or "")
-        if token_id is None:
-            raise UserError(f"{config}: {name} is missing or not in the vocabulary")
-        ids.append(token_id)
-
-    def encode(text: str) -> list[int]:
-        return list(fast.encode(text, add_special_tokens=False).ids)
-
-    return Encoder(encode, fast.get_vocab_size(), ids[0], ids[1])
-
-
-def _gguf_encoder(file: Path) -> Encoder:
-    from transformers import AutoTokenizer  # five seconds, and only needed here
-
-    if not file.is_file():
-        raise UserError(f"{file}: there is no such file")
-    fast = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
-    if fast.bos_token_id is None or fast.eos_token_id is None:
-        raise UserError(f"{file}: the tokenizer has no BOS or no EOS")
-
-    def encode(text: str) -> list[int]:
-        return list(fast.encode(text, add_special_tokens=False, split_special_tokens=True))
-
-    return Encoder(encode, len(fast), fast.bos_token_id, fast.eos_token_id)
 
 
 def input_files(inputs: list[Path]) -> list[Path]:
@@ -158,7 +97,7 @@ def build(
     reader = Reader(input_files(inputs))
     writer = StoreWriter(
         output,
-        tokenizer_sha256=tokenizer_sha256(tokenizer),
+        tokenizer_sha256=encoder.sha256,
         vocab_size=encoder.vocab_size,
         bos_id=encoder.bos_id,
         eos_id=encoder.eos_id,
@@ -166,7 +105,7 @@ def build(
     )
     with writer:
         for text in reader.texts():
-            writer.add([encoder.bos_id, *encoder.encode(text), encoder.eos_id])
+            writer.add(encoder.documents([text])[0])
         reader.check(max_bad_fraction)
     return writer.documents, writer.tokens, reader.malformed
 
