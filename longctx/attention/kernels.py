@@ -1,10 +1,9 @@
 """Causal attention inside segments, on torch's scaled_dot_product_attention.
 
-A segment is the real tokens of one document in one row. Each gets one causal call on views of
-the row; neighbouring rows that are cut alike share their calls. Cost: the pairs inside segments and
-one concatenation of the output (8 rows of 256 tokens in 26 documents: 0.8 times one undivided
-call, forward and backward); exactly one call when no row restarts and none is padded. No s x s mask
-exists; only a prefill that continues a cache builds one, of `QUERY_BLOCK` rows at a time.
+Each segment (`segments.py`) gets one causal call on views of the row. Cost: the pairs inside
+segments and one concatenation of the output (8 rows of 256 tokens in 26 documents: 0.8 times one
+undivided call, forward and backward); exactly one call when no row restarts and none is padded. No
+s x s mask exists; only a prefill that continues a cache builds one, of `QUERY_BLOCK` rows.
 """
 
 from typing import Any
@@ -13,9 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from longctx.attention import segments
 from longctx.errors import UserError
 
 QUERY_BLOCK = 512  # query rows per mask when a prefill continues a cache
+
 
 # What changes the result in transformers' attention interface and is not honoured here.
 FOREIGN = ("sliding_window", "softcap", "s_aux", "position_bias", "cache", "cu_seq_lens_q")
@@ -90,7 +91,11 @@ def causal_in_segments(
         return _cached(query, key, value, positions, padding, scaling, dropout, first_layer)
     if padding is None and not bool((positions[:, 1:] == 0).any()):
         return _sdpa(query, key, value, scaling, dropout, causal=length > 1).transpose(1, 2)
-    return _segmented(query, key, value, positions, padding, scaling, dropout)
+
+    def document(q: Tensor, k: Tensor, v: Tensor, first: int) -> Tensor:
+        return _sdpa(q, k, v, scaling, dropout, causal=True)
+
+    return segments.segmented(query, key, value, positions, padding, document)
 
 
 def _sdpa(
@@ -120,56 +125,6 @@ def _sdpa(
         scale=scaling,
         enable_gqa=shared,
     )
-
-
-def _segmented(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    positions: Tensor,
-    padding: Tensor | None,
-    scaling: float | None,
-    dropout: float,
-) -> Tensor:
-    """One call per segment, and neighbouring rows that are cut alike together: only views."""
-    b, heads, s, _ = query.shape
-    runs = _runs(positions.expand(b, s), padding)
-    parts = [x.split([count for count, _ in runs]) for x in (query, key, value)]
-    out, row = [], 0
-    for (count, lengths), *rows in zip(runs, *parts, strict=True):
-        real = None
-        if padding is not None and sum(lengths) < s:
-            real = padding[row].nonzero().squeeze(1)
-        kept = rows if real is None else [x.index_select(2, real) for x in rows]
-        pieces = zip(*(x.split(lengths, dim=2) for x in kept), strict=True)
-        done = [_sdpa(q, k, v, scaling, dropout, causal=True) for q, k, v in pieces]
-        if real is None:
-            out.append(torch.cat(done, dim=2))
-        else:
-            zeros = query.new_zeros(count, heads, s, value.shape[3])
-            out.append(zeros.index_copy(2, real, torch.cat(done, dim=2)) if done else zeros)
-        row += count
-    return torch.cat(out).transpose(1, 2)
-
-
-def _runs(positions: Tensor, padding: Tensor | None) -> list[tuple[int, list[int]]]:
-    """Neighbouring rows that are cut alike: (how many rows, segment lengths in real tokens)."""
-    b, s = positions.shape
-    real = torch.ones_like(positions, dtype=torch.bool) if padding is None else padding
-    starts = (positions == 0) & real
-    document = starts.cumsum(1) + torch.arange(b, device=positions.device)[:, None] * (s + 1)
-    owners, counts = torch.unique_consecutive(document[real], return_counts=True)
-    rows: list[list[int]] = [[] for _ in range(b)]
-    for owner, count in torch.stack((owners, counts)).T.tolist():
-        rows[owner // (s + 1)].append(count)
-    alike = (real[1:] == real[:-1]).all(1).tolist()
-    runs: list[tuple[int, list[int]]] = []
-    for row, lengths in enumerate(rows):
-        if row and alike[row - 1] and lengths == runs[-1][1]:
-            runs[-1] = (runs[-1][0] + 1, lengths)
-        else:
-            runs.append((1, lengths))
-    return runs
 
 
 def _cached(

@@ -8,6 +8,8 @@ and only the rotary module of the model at hand is changed.
 import dataclasses
 import hashlib
 import json
+import sys
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -16,6 +18,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface
 
+from longctx.attention.reference import rotate
 from longctx.errors import UserError
 from longctx.models.choose import method_name
 
@@ -57,7 +60,13 @@ def _padding_mask(
 
 
 class _Rotary(nn.Module):
-    """Mixed into the model's rotary class: frequencies stay fp32, and depend on this call only."""
+    """Mixed into the model's rotary class: frequencies stay fp32, and depend on this call only.
+
+    Where a method says so, keys and queries are rotated to other positions than the true ones; the
+    true ones travel on to the attention, which turns the queries where it must.
+    """
+
+    key_positions: Callable[[Tensor], Tensor] | None = None
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         """Moves buffers but keeps their dtype: rounded frequencies give wrong angles at length."""
@@ -70,6 +79,8 @@ class _Rotary(nn.Module):
         return self
 
     def forward(self, x: Tensor, position_ids: Tensor, *rest: Any, **named: Any) -> Any:
+        if self.key_positions is not None:
+            position_ids = self.key_positions(position_ids)
         if self.rope_type == "dynamic":
             # Transformers keeps the base of the longest call so far; a shorter one must not see it.
             self.max_seq_len_cached = self.original_max_seq_len
@@ -87,8 +98,10 @@ def rotary_modules(model: nn.Module) -> list[Any]:
     return [m for m in model.modules() if "inv_freq" in dict(m.named_buffers(recurse=False))]
 
 
-def guard_rotary(model: PreTrainedModel, expected: tuple[Tensor, float] | None) -> None:
-    """Guards the rotary modules and asserts their frequencies.
+def guard_rotary(
+    model: PreTrainedModel, expected: tuple[Tensor, float] | None, method: Any
+) -> None:
+    """Guards the rotary modules, asserts their frequencies, and lets the method set positions.
 
     Raises:
         RuntimeError: if the built model does not rotate as asked.
@@ -97,6 +110,7 @@ def guard_rotary(model: PreTrainedModel, expected: tuple[Tensor, float] | None) 
         kind: type[nn.Module] = type(module)
         if not issubclass(kind, _Rotary):
             module.__class__ = _exact(kind)  # type: ignore[arg-type]  # a class is hashable
+        module.key_positions = getattr(method, "key_positions", None)
         built = module.inv_freq
         if expected is None or built.device.type == "meta":
             continue
@@ -110,3 +124,40 @@ def guard_rotary(model: PreTrainedModel, expected: tuple[Tensor, float] | None) 
                 f"{float(built[-1]):.9g} for {float(want[-1]):.9g}, cos and sin are scaled by "
                 f"{module.attention_scaling} for {factor}"
             )
+    if hasattr(method, "key_positions"):
+        _lend_rotary(model, method_name(method))
+
+
+def _lend_rotary(model: PreTrainedModel, name: str) -> None:
+    """Gives each attention layer its model's rotary module, so that it can turn queries further.
+
+    Raises:
+        UserError: if the architecture rotates otherwise than in halves, by one rotary module, or
+            its frequencies depend on the length.
+    """
+    kind = model.config.model_type
+    rotary = rotary_modules(model)
+    if len(rotary) != 1 or rotary[0].rope_type in ("dynamic", "longrope"):
+        what = f"{len(rotary)} rotary modules" if len(rotary) != 1 else rotary[0].rope_type
+        raise UserError(f"attention {name!r} needs one rope for all lengths; {kind!r} has {what}")
+    layers = [m for m in model.modules() if hasattr(m, "layer_idx") and hasattr(m, "is_causal")]
+    for layer in layers:
+        if not _rotates_in_halves(type(layer), rotary[0]):
+            raise UserError(f"attention {name!r}: {kind!r} lays out its rotary pairs otherwise")
+        layer.__dict__["rotary"] = rotary[0]  # not as a submodule: it has an owner
+
+
+def _rotates_in_halves(layer: type[nn.Module], rotary: Any) -> bool:
+    """Whether the layer's module rotates pairs (k, k + d/2) of the first dimensions."""
+    apply = getattr(sys.modules[layer.__module__], "apply_rotary_pos_emb", None)
+    if apply is None:
+        return False
+    half = rotary.inv_freq.numel()
+    x = torch.linspace(-1, 1, 2 * half, dtype=torch.float64)[None, None, None]
+    angles = torch.linspace(0.1, 1, half, dtype=torch.float64)[None, None]
+    both = torch.cat((angles, angles), dim=-1)
+    try:
+        turned = apply(x, x, both.cos(), both.sin())[0]
+    except (TypeError, RuntimeError, ValueError):
+        return False
+    return turned.shape == x.shape and torch.allclose(turned, rotate(x, angles[:, None]))

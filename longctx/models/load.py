@@ -66,13 +66,13 @@ def load_model(
         config = AutoConfig.from_pretrained(where, **extra)
     except FAILURES as error:
         raise cannot("read the configuration of", path, error) from error
-    config, expected, method = _prepare(config, attention, rope, path)
+    config, expected, method, name = _prepare(config, attention, rope, path)
     options: dict[str, Any] = {**extra, "dtype": "auto" if dtype is None else _dtype(dtype)}
     if not extra:
         options["use_safetensors"] = True  # never unpickle
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            where, config=config, attn_implementation=method, output_loading_info=True, **options
+            where, config=config, attn_implementation=name, output_loading_info=True, **options
         )
     except FAILURES as error:
         raise cannot("load the weights of", path, error) from error
@@ -84,7 +84,7 @@ def load_model(
             raise UserError(f"{path} {fault} weights {sorted(keys)[:3]} ({len(keys)} in all)")
     if extra:
         _forget_quantisation(model)
-    attach.guard_rotary(model, expected)
+    attach.guard_rotary(model, expected, method)
     if device is not None:
         nn.Module.to(model, device)
     return model
@@ -112,13 +112,13 @@ def build_model(
         UserError: if a field is unknown or a value does not fit the architecture.
     """
     config = _config(architecture)
-    config, expected, method = _prepare(config, attention, rope, "architecture")
+    config, expected, method, name = _prepare(config, attention, rope, "architecture")
     with torch.random.fork_rng(devices=[]), torch.device("meta" if meta else "cpu"):
         torch.manual_seed(seed)
         model: PreTrainedModel = AutoModelForCausalLM.from_config(
-            config, attn_implementation=method, dtype=torch.float32
+            config, attn_implementation=name, dtype=torch.float32
         )
-    attach.guard_rotary(model, expected)
+    attach.guard_rotary(model, expected, method)
     model.config.dtype = _dtype(dtype)
     nn.Module.to(model, _dtype(dtype))
     return model
@@ -199,12 +199,12 @@ def architecture_of(path: str) -> dict[str, Any]:
 
 def _prepare(
     config: PreTrainedConfig, attention: Attention, rope: Rope, where: str
-) -> tuple[PreTrainedConfig, tuple[Tensor, float] | None, str]:
+) -> tuple[PreTrainedConfig, tuple[Tensor, float] | None, Any, str]:
     """Puts rope and attention into a configuration, before anything is built.
 
     Returns:
-        (the configuration, the expected frequencies or None if not known here, transformers' name
-        of the attention).
+        (the configuration, the expected frequencies or None if not known here, the attention
+        method, transformers' name of it).
     """
     _check_decoder(config, where)
     window, native = native_window(config), dict(config.rope_parameters)
@@ -223,11 +223,13 @@ def _prepare(
     if attention is None:
         attention = getattr(config, RECORD, None) or "full"
     method = attention_method(attention)
+    if hasattr(method, "for_window"):
+        method = method.for_window(native_window(config))
     if hasattr(config, RECORD):
         delattr(config, RECORD)
     if dataclasses.fields(method):
         setattr(config, RECORD, {"name": method_name(method), **dataclasses.asdict(method)})
-    return config, expected, attach.register_attention(method)
+    return config, expected, method, attach.register_attention(method)
 
 
 def _check_decoder(config: PreTrainedConfig, where: str) -> None:
