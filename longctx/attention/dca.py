@@ -10,7 +10,7 @@ Source: An et al. 2402.17463, sections 3.1-3.4.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +42,8 @@ class DualChunk:
     Raises:
         UserError: if the numbers do not fit together.
     """
+
+    turns_queries: ClassVar[bool] = True  # attend needs the rotary module
 
     chunk_len: int | None = None
     local_window: int | None = None

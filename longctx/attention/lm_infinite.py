@@ -7,7 +7,7 @@ Source: Han et al. 2308.16137, section 4.1, and its code for the position of the
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,8 @@ class LmInfinite:
     Raises:
         UserError: if a number is too small.
     """
+
+    turns_queries: ClassVar[bool] = True  # attend needs the rotary module
 
     first: int = 10
     window: int | None = None

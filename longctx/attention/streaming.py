@@ -8,7 +8,7 @@ Source: Xiao et al. 2309.17453, section 3.2.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,8 @@ class Streaming:
     Raises:
         UserError: if a number is too small.
     """
+
+    turns_queries: ClassVar[bool] = True  # attend needs the rotary module
 
     sinks: int = 4
     window: int | None = None

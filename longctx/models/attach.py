@@ -124,7 +124,7 @@ def guard_rotary(
                 f"{float(built[-1]):.9g} for {float(want[-1]):.9g}, cos and sin are scaled by "
                 f"{module.attention_scaling} for {factor}"
             )
-    if hasattr(method, "key_positions"):
+    if getattr(method, "turns_queries", False):
         _lend_rotary(model, method_name(method))
 
 
