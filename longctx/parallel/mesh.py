@@ -7,12 +7,9 @@ opening a port), with NCCL on GPUs and gloo on CPU.
 import os
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
 
 import torch
 import torch.distributed as dist
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -39,18 +36,6 @@ class Mesh:
         total = torch.tensor(value, dtype=torch.float64, device=self.device)
         dist.all_reduce(total)
         return float(total)
-
-    def max(self, value: float) -> float:
-        """The largest `value` of all ranks, in float64."""
-        top = torch.tensor(value, dtype=torch.float64, device=self.device)
-        dist.all_reduce(top, op=dist.ReduceOp.MAX)
-        return float(top)
-
-    def agree(self, value: T) -> T:
-        """Rank 0's `value`, on every rank."""
-        box = [value]
-        dist.broadcast_object_list(box, src=0, device=self.device)
-        return box[0]
 
     def barrier(self) -> None:
         """Waits for all ranks."""
