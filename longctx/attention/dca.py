@@ -21,6 +21,7 @@ from longctx.errors import UserError
 
 NAME = "dca"
 PRESETS = ("paper", "reference_code")
+INTRA, INTER, ALL = "intra", "intra+inter", "intra+inter+succ"
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,8 @@ class DualChunk:
             `(a ln((i + 1) / c) + 1)^2` beyond c. 0: off, as in the paper. The reference code
             has it with a = 0.05 or 0.1 and the length of the whole input in place of i + 1, so that
             a cached key would have to change; by position, decoding equals prefill.
+        parts: `intra+inter+succ`, or the paper's ablations: `intra` sees its own chunk only,
+            `intra+inter` meets the chunk before as it does older ones.
 
     Raises:
         UserError: if the numbers do not fit together.
@@ -50,10 +53,14 @@ class DualChunk:
     max_positions: int | None = None
     preset: str = "paper"
     length_temperature: float = 0.0
+    parts: str = ALL
 
     def __post_init__(self) -> None:
         if self.preset not in PRESETS:
             raise UserError(f"attention.preset={self.preset!r} is not one of {', '.join(PRESETS)}")
+        if self.parts not in (INTRA, INTER, ALL):
+            names = ", ".join((INTRA, INTER, ALL))
+            raise UserError(f"attention.parts={self.parts!r} is not one of {names}")
         for name in ("chunk_len", "local_window", "max_positions"):
             given = getattr(self, name)
             if given is not None and given < 1:
@@ -117,8 +124,10 @@ class DualChunk:
         assert self.max_positions is not None
         inside, chunks = i % self._s, i // self._s - j // self._s
         older = torch.full_like(inside, self.max_positions - 1)
-        at = torch.where(chunks == 0, inside, torch.where(chunks == 1, self._succ(inside), older))
-        return j <= i, at - j % self._s
+        before = self._succ(inside) if self.parts == ALL else older
+        at = torch.where(chunks == 0, inside, torch.where(chunks == 1, before, older))
+        live = j <= i if self.parts != INTRA else (j <= i) & (chunks == 0)
+        return live, at - j % self._s
 
     def attend(
         self,
@@ -176,10 +185,11 @@ class DualChunk:
             parts = [Part(row, stop, causal=True)]
             if own < row:  # earlier tokens of the chunk, from a cache
                 parts.append(Part(own, row))
-            if before < own:
+            if before < own and self.parts == ALL:
                 parts.append(Part(before, own, "succ"))
-            if before > 0:
-                parts.append(Part(0, before, "inter"))
+            seen = {ALL: before, INTER: own, INTRA: 0}[self.parts]
+            if seen > 0:
+                parts.append(Part(0, seen, "inter"))
             yield Block(row - (n - m), stop - (n - m), parts)
             row = stop
 

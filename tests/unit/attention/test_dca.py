@@ -132,6 +132,7 @@ def test_interpolated_positions_compose():
         ({"chunk_len": 200, "local_window": 60}, "reach beyond attention.max_positions=256"),
         ({"max_positions": 300}, "max_positions=300 is beyond the model's window of 256 tokens"),
         ({"preset": "mine"}, "preset='mine' is not one of paper, reference_code"),
+        ({"parts": "succ"}, "parts='succ' is not one of intra, intra"),
         ({"length_temperature": -1.0}, "length_temperature=-1.0 must be 0 or above"),
     ],
 )

@@ -23,6 +23,8 @@ METHODS = {
     "dca": DualChunk(6, 4, 10),
     "dca with a window below c - s": DualChunk(6, 2, 11),
     "dca of one chunk": DualChunk(50, 3, 60),
+    "dca intra": DualChunk(6, 4, 10, parts="intra"),
+    "dca intra+inter": DualChunk(6, 4, 10, parts="intra+inter"),
     "streaming": Streaming(3, 7),
     "streaming without sinks": Streaming(0, 5),
     "streaming of one": Streaming(2, 1),
