@@ -114,8 +114,28 @@ def run(
             task(_typed(config, schema))
 
     with _mistakes_in_one_line():
+        if {"--help", "-h"} & set(sys.argv[1:]):
+            print(help_text(config_name, folder))
+            return
         sys.argv[1:] = prepare(sys.argv[1:])
         start()
+
+
+def help_text(config_name: str, folder: Path = CONF) -> str:
+    """The help of an entry point, with the choices of the groups that it composes.
+
+    Not Hydra's own: that needs a full command line, and lists every folder below conf/.
+
+    Args:
+        config_name: the YAML in `folder` to start from; its `hydra.help.template` is the text.
+        folder: where it and its groups are.
+    """
+    found: Any = OmegaConf.load(folder / f"{config_name}.yaml")
+    entries = [str(key) for entry in found.defaults if not isinstance(entry, str) for key in entry]
+    groups = [entry.removeprefix("optional ") for entry in entries if "hydra/" not in entry]
+    lines = [f"{group}: {', '.join(_choices(group, folder))}" for group in groups]
+    template: str = found.hydra.help.template
+    return template.replace("$APP_CONFIG_GROUPS", "\n".join(lines) + "\n").rstrip()
 
 
 @contextmanager
@@ -190,6 +210,6 @@ def _unknown_key(error: ConfigAttributeError | ConfigKeyError) -> str:
     return f"{line}; +{error.full_key}=VALUE adds it" if group and free else line
 
 
-def _choices(group: str) -> list[str]:
+def _choices(group: str, folder: Path = CONF) -> list[str]:
     """The names in conf/GROUP."""
-    return sorted(p.stem for p in (CONF / group).glob("*.yaml"))
+    return sorted(p.stem for p in (folder / group).glob("*.yaml"))
