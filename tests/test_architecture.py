@@ -31,7 +31,8 @@ def found(pattern: str) -> list[str]:
 MODULES = [path for folder in CODE for path in found(f"{folder}/**/*.py")]
 LIBRARY = found("longctx/**/*.py")
 YAML = found("conf/**/*.yaml")
-STEMLESS = {"__init__", "reference", "kernels", "merge", "segments", "window"}  # machinery of attention/, not methods
+# Machinery of attention/, not methods.
+STEMLESS = {"__init__", "reference", "kernels", "merge", "segments", "window"}
 CONF_METHODS = {Path(p).stem for p in found("conf/attention/*.yaml")}
 CODE_METHODS = {Path(p).stem for p in found("longctx/attention/*.py")} - STEMLESS
 RECIPES = {Path(p).stem for p in found("conf/recipe/*.yaml")}

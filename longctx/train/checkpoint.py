@@ -200,6 +200,19 @@ def newest(root: Path) -> tuple[Checkpoint | None, list[str]]:
     return None, problems
 
 
+def refuse_later(root: Path, resumed: Checkpoint) -> None:
+    """Raises UserError if `root` holds later steps than the checkpoint that a run goes on from.
+
+    The run would write among them, and its next start could take one of them for its own.
+    """
+    later = sorted(p.name for p in root.glob("step_*[0-9]") if p.name > f"step_{resumed.step:08d}")
+    if later:
+        raise UserError(
+            f"{root} holds later checkpoints ({later[0]}...) than {resumed.path}: take another "
+            "run_dir, or resume=auto to go on from the newest"
+        )
+
+
 def prune(root: Path, step: int, keep_last: int) -> None:
     """Deletes all but the newest `keep_last` checkpoints up to `step`; 0 keeps all.
 

@@ -229,7 +229,9 @@ class Trainer:
         """What `resume` names; all ranks decide alike because all read the same directory."""
         wanted = self.run.resume
         if wanted not in ("auto", "none"):
-            return checkpoint.open_checkpoint(Path(wanted))
+            named = checkpoint.open_checkpoint(Path(wanted))
+            checkpoint.refuse_later(self.checkpoints, named)
+            return named
         found, problems = checkpoint.newest(self.checkpoints)
         if wanted == "none" and (found or problems):
             raise UserError(

@@ -301,6 +301,12 @@ def trained(finished, tmp_path):
             True,
             "/no/checkpoint is not a checkpoint: it has no readable checkpoint.json",
         ),
+        (
+            ["resume={0}/step_00000001"],
+            True,
+            "{0} holds later checkpoints (step_00000002...) than {0}/step_00000001: take another "
+            "run_dir, or resume=auto to go on from the newest",
+        ),
         ([], False, "{0}/step_00000002 is of another model: trained parameters differ"),
         (
             ["rope=pi", "rope.factor=2"],
@@ -327,6 +333,7 @@ def trained(finished, tmp_path):
 )
 def test_a_checkpoint_that_does_not_fit(trained, more, tied, line, tmp_path):
     before = tree(trained.run_dir)
+    more = [argument.format(trained.checkpoints) for argument in more]
     done = run_entry(trained.arguments(*more, tied=tied), tmp_path / "log")
     assert done.error == line.format(trained.checkpoints)
     assert tree(trained.run_dir) == before
