@@ -1,6 +1,6 @@
 """Claims about data preparation and the loader, measured on real texts; docs/data.md has the table.
 
-    python benchmarks/data.py corpus            the lab's texts and this environment's Python sources
+    python benchmarks/data.py corpus            texts of the lab and Python sources of this machine
     python benchmarks/data.py filter [--write]  filter + tokenise over the bare tokenizer; 2 workers
     python benchmarks/data.py memory [--write]  peak with one document of four million tokens
     python benchmarks/data.py loader [--write]  tokens/s over what the lab trainer takes in
@@ -184,8 +184,9 @@ def measure_filter(rounds: int) -> list[dict[str, Any]]:
             shares.append((one["tokens"] / one["seconds"]) / (alone["tokens"] / alone["seconds"]))
             gains.append(one["seconds"] / two["seconds"])
             last = one | {"bare_tokens_per_second": alone["tokens"] / alone["seconds"]}
-            print(f"{name}: {shares[-1]:.3f} of the bare tokenizer, two workers {gains[-1]:.2f}x")
-        found.append(ratio(f"filter + tokenise over bare {name}, one core", shares, ">=", 0.9, last))
+            print(f"{name}: {shares[-1]:.3f} of the bare one, two workers {gains[-1]:.2f}x")
+        claim = f"filter + tokenise over bare {name}, one core"
+        found.append(ratio(claim, shares, ">=", 0.9, last))
         found.append(ratio(f"two workers over one, {name}", gains, ">=", 1.7, {}))
     return found
 
