@@ -80,7 +80,10 @@ COMPOSED = {
         [f"data.store=['{ROOT}/conf']"],
         f"{ROOT}/conf is not a token store: no readable meta.json",
     ),
-    "attention method": (["attention.name=foo"], "attention.name='foo' is not one of full"),
+    "attention method": (
+        ["attention.name=foo"],
+        f"attention.name='foo' is not one of {choices('attention')}",
+    ),
     "rope factor": (
         ["rope=pi", "rope.factor=0.5"],
         "rope.factor=0.5 must be at least 1: the window only grows",
