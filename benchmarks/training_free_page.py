@@ -1,6 +1,7 @@
-"""The training-free section of docs/results.md, from what launch/training_free.sh measured.
+"""The training-free sections of docs/results.md, from what the scripts in launch/ measured.
 
-    python benchmarks/training_free_page.py outputs/training_free
+    python benchmarks/training_free_page.py outputs/training_free training_free
+    python benchmarks/training_free_page.py outputs/beyond_8k beyond_8k      after launch/beyond_8k.sh
 
 Beside each method stands the paper's row for the same multiples of the trained window: Llama-2-7B,
 window 4,096, PG19 validation, stride 256 (Dual Chunk Attention, 2402.17463, table 1).
@@ -81,5 +82,30 @@ def section(out: Path) -> str:
     return "\n".join(lines)
 
 
+def beyond(out: Path) -> str:
+    """Perplexity by position of SmolLM2, past its window."""
+    found = {name: read_results(out / name) for name in METHODS if (out / name).is_dir()}
+    rows, spans, protocol = [], [], {}
+    for name, results in found.items():
+        protocol = results["tasks"]["perplexity"]["result"]["protocols"]["single_pass_buckets"]
+        buckets = [b for b in protocol["rows"][-1]["buckets"] if b["end"] > 1024]
+        spans = [f"{b['start']:,} to {b['end']:,}" for b in buckets]
+        title = METHODS[name][0].replace("factor 8", "factor 2")
+        rows.append([title, *(f"{b['perplexity']:.2f}" for b in buckets)])
+    first = next(iter(found.values()))
+    return "\n".join(
+        [
+            "",
+            f"Perplexity of {protocol['documents']} held-out texts by position, one pass over "
+            f"{protocol['rows'][-1]['length']:,} tokens.",
+            "",
+            *table(["method", *spans], rows),
+            f"Made by `bash launch/beyond_8k.sh`, commit {first['commit']}.",
+            "",
+        ]
+    )
+
+
 if __name__ == "__main__":
-    replace(ROOT / "docs" / "results.md", "training_free", section(Path(sys.argv[1])))
+    write = {"training_free": section, "beyond_8k": beyond}[sys.argv[2]]
+    replace(ROOT / "docs" / "results.md", sys.argv[2], write(Path(sys.argv[1])))

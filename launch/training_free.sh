@@ -34,4 +34,4 @@ dca_intra_inter attention=dca attention.parts=intra+inter
 dca_reference_code attention=dca attention.preset=reference_code
 METHODS
 wait
-python benchmarks/training_free_page.py "$out"
+python benchmarks/training_free_page.py "$out" training_free
