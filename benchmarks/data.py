@@ -5,6 +5,7 @@
     python benchmarks/data.py memory [--write]  peak with one document of four million tokens
     python benchmarks/data.py loader [--write]  tokens/s over what the lab trainer takes in
     python benchmarks/data.py index  [--write]  10 million documents: start and resume
+    python benchmarks/data.py packing [--write] padding of best fit on the lab corpus
 
 Ratios are of neighbours in time: the two sides take turns, `--rounds` times. --write keeps the
 JSON under benchmarks/results; `python benchmarks/results_page.py data` then writes the page.
@@ -284,7 +285,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("part", help="corpus, filter, memory, loader or index")
+    parser.add_argument("part", help="corpus, filter, memory, loader, index or packing")
     parser.add_argument("--rounds", type=int, default=3, help="turns of the two sides")
     parser.add_argument("--write", action="store_true", help="keep the JSON")
     parser.add_argument("--tokenizer", type=Path, help=argparse.SUPPRESS)
@@ -304,6 +305,7 @@ def main() -> None:
             "memory": measure_memory,
             "loader": lambda: measure_loader(options.rounds),
             "index": lambda: data_index.measure(OUT, options.rounds),
+            "packing": data_index.packing,
         }
         claims = measure[options.part]()
         if options.write:

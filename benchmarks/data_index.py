@@ -100,5 +100,24 @@ def measure(out: Path, rounds: int) -> list[dict[str, Any]]:
     return claims
 
 
+def packing() -> list[dict[str, Any]]:
+    """Padding of best fit on the lab corpus, and that no token is lost."""
+    from benchmarks.data import ratio
+    from longctx.data.corpus import Corpus
+    from longctx.data.pack import best_fit, describe
+    from longctx.data.store import Store
+
+    names = ("text", "retrieval", "retrieval_long")
+    lengths = Corpus([Store(ROOT / "data" / "lab" / name) for name in names]).lengths
+    claims = []
+    for row in (8192, 32768, 131072):
+        found = describe(best_fit(lengths, row, 0), lengths, row)
+        assert found["tokens_in"] == found["tokens_out"], "tokens were lost"
+        facts = {name: found[name] for name in ("rows", "documents", "tokens_in", "cut")}
+        claim = f"best fit, lab corpus, rows of {row:,}: padding, percent"
+        claims.append(ratio(claim, [100 * found["padding"]], "<", 0.5, facts))
+    return claims
+
+
 if __name__ == "__main__":
     start(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))

@@ -3,10 +3,12 @@
 python benchmarks/results_page.py lab outputs/lab        after launch/lab.sh
 python benchmarks/results_page.py gguf outputs/gguf      after launch/gguf.sh
 python benchmarks/results_page.py speed benchmarks/results
+python benchmarks/results_page.py dca benchmarks/results    after benchmarks/dca.py
 python benchmarks/results_page.py data benchmarks/results   after benchmarks/data.py
 """
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -196,6 +198,44 @@ def speed(out: Path) -> str:
     return "\n".join(["", *table(head, rows)])
 
 
+def dca(out: Path) -> str:
+    """Dual Chunk Attention beside plain attention, a table for each device."""
+    lines = [""]
+    for file in sorted(out.glob("dca_*.json")):
+        kept = json.loads(file.read_text())
+        rows = []
+        for row in kept["rows"]:
+            time = row["ratio"] <= kept["target"]
+            memory = row["memory_ratio"] <= kept["memory_target"]
+            bound = row["arithmetic_bound_seconds"] / row["seconds"]["dca"]
+            rows.append(
+                [
+                    row["pass"],
+                    f"{row['length']:,}",
+                    *(f"{row['seconds'][side]:.3g}" for side in ("dca", "sdpa")),
+                    f"{row['ratio']:.3f} ({row['ratios'][0]:.3f} to {row['ratios'][-1]:.3f})",
+                    ("met" if time else "**missed**") if row["length"] >= 8192 else "",
+                    f"{bound:.0%}",
+                    f"{row['memory_ratio']:.3f}",
+                    ("met" if memory else "**missed**") if row["length"] >= 8192 else "",
+                ]
+            )
+        shapes, numbers = kept["shapes"], kept["numbers"]
+        lines += [
+            f"{kept['device']}, {kept['threads']} thread(s), torch {kept['torch']}: "
+            f"{shapes['heads']} heads of {shapes['dim']}, {shapes['dtype']}, window "
+            f"{shapes['window']:,} (s = {numbers['chunk_len']:,}, w = {numbers['local_window']:,}, "
+            f"c = {numbers['max_positions']:,}). Targets from 8,192 tokens on: time "
+            f"{kept['target']:g}, peak memory (inputs included) {kept['memory_target']:g}.",
+            "",
+        ]
+        head = ["pass", "tokens", "DCA, s", "SDPA, s", "median ratio (all pairs)", "time"]
+        head += ["of the arithmetic bound", "memory ratio", "memory"]
+        lines += table(head, rows)
+        lines += [f"Made by `python {kept['command']}`, commit {kept['commit']}.", ""]
+    return "\n".join(lines)
+
+
 def data(out: Path) -> str:
     """The claims about preparation and the loader, one row each, then what stands behind them."""
     rows, notes = [], []
@@ -219,7 +259,10 @@ def data(out: Path) -> str:
         where = f"{kept['device']}, Python {kept['python']}, commit {kept['commit']}"
         notes.append(f"- `{kept['command']}`: {where}.")
     head = ["claim", "median (all)", "target", "", "command"]
-    return "\n".join(["", *table(head, rows), *notes, ""])
+    figure = ROOT / "outputs" / "benchmark_data" / "filtered" / "summary.png"
+    shutil.copyfile(figure, ROOT / "docs" / "figures" / "filter_summary.png")
+    drawn = "![Lengths before and after the filter](figures/filter_summary.png)"
+    return "\n".join(["", *table(head, rows), *notes, "", drawn, ""])
 
 
 def replace(page: Path, name: str, text: str) -> None:
@@ -238,6 +281,8 @@ def main(which: str, out: Path) -> None:
         replace(ROOT / "assets" / "lab-llama" / "README.md", "lab", asset(out))
     elif which == "gguf":
         replace(page, "gguf", gguf(out))
+    elif which == "dca":
+        replace(page, "dca", dca(out))
     elif which == "data":
         replace(ROOT / "docs" / "data.md", "data", data(out))
     else:

@@ -1,7 +1,7 @@
 """The training-free sections of docs/results.md, from what the scripts in launch/ measured.
 
     python benchmarks/training_free_page.py outputs/training_free training_free
-    python benchmarks/training_free_page.py outputs/beyond_8k beyond_8k      after launch/beyond_8k.sh
+    python benchmarks/training_free_page.py outputs/beyond_8k beyond_8k
 
 Beside each method stands the paper's row for the same multiples of the trained window: Llama-2-7B,
 window 4,096, PG19 validation, stride 256 (Dual Chunk Attention, 2402.17463, table 1).

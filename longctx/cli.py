@@ -143,6 +143,8 @@ def _mistakes_in_one_line() -> Iterator[None]:
     """Ends the process with 2 and one line if the body raises something the user can fix."""
     try:
         yield
+    except BrokenPipeError:  # `... | head` has read enough
+        os._exit(1)
     except (UserError, HydraException, OmegaConfBaseException, OSError) as error:
         if (
             isinstance(error, OSError)

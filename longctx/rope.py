@@ -3,8 +3,8 @@
 Each method stands here twice: as transformers' own rope parameters, which are what a model is
 built and exported with, and as a float64 formula, against which the built model is asserted.
 Costs nothing at run time: the frequencies change, not the attention. Dynamic NTK is the exception
-in kind: its base depends on the longest position of the call, so keys that were cached at a
-shorter length keep older angles and decoding differs slightly from one long prefill.
+in kind: its base depends on the longest position of the call, so every angle changes with the
+length. `models/late_rotary.py` therefore caches keys unrotated and rotates them in each call.
 """
 
 import math
@@ -137,7 +137,7 @@ def rope_parameters(
 
 
 def inv_freq(
-    rope: RopeConfig, base: float, window: int, head_dim: int, seq_len: int | None = None
+    rope: RopeConfig, base: float, window: int, head_dim: int, seq_len: int | Tensor | None = None
 ) -> tuple[Tensor, float]:
     """Inverse frequencies in float64, and the factor on cos and sin.
 
@@ -146,7 +146,8 @@ def inv_freq(
         base: the model's own rope_theta b.
         window: the model's own window L, tokens.
         head_dim: d.
-        seq_len: dynamic NTK only, longest position + 1 of the call; None: within the window.
+        seq_len: dynamic NTK only, longest position + 1 of the call; None: within the window. As a
+            `[]` tensor it costs no host-device round trip, and the result is on its device.
 
     Returns:
         (`[d/2]` radians per position, attention factor).
@@ -160,9 +161,10 @@ def inv_freq(
     if rope.name == "ntk":
         base = _ntk_base(base, factor, head_dim)
     if rope.name == "dynamic_ntk":
-        length = max(seq_len or window, window)
-        base = _ntk_base(base, factor * length / window - (factor - 1), head_dim)
-    plain = base ** -(torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
+        length = torch.as_tensor(window if seq_len is None else seq_len).double().clamp(min=window)
+        scale = factor * length / window - (factor - 1)
+        return _inverse(base * scale ** (head_dim / (head_dim - 2)), head_dim), 1.0
+    plain = _inverse(torch.tensor(base, dtype=torch.float64), head_dim)
     if rope.name == "pi":
         return plain / factor, 1.0
     if rope.name != "yarn":
@@ -179,6 +181,12 @@ def inv_freq(
 def _ntk_base(base: float, factor: float, head_dim: int) -> float:
     """Base b s^(d/(d-2)): the highest frequency stays, the lowest is divided by s."""
     return float(base * factor ** (head_dim / (head_dim - 2)))
+
+
+def _inverse(base: Tensor, head_dim: int) -> Tensor:
+    """b^(-2k/d) `[d/2]` of a base `[]`, in float64."""
+    exponent = torch.arange(0, head_dim, 2, dtype=torch.float64, device=base.device) / head_dim
+    return base**-exponent
 
 
 def _dimension_of(rotations: float, base: float, window: int, head_dim: int) -> float:

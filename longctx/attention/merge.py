@@ -106,14 +106,16 @@ class _Merged(torch.autograd.Function):
                 if part.flipped:
                     o, part_lse = o.flip(2), part_lse.flip(2)
                 if merged is None or lse is None:
-                    merged, lse = o.to(wide), part_lse.to(wide)
-                    continue
-                both = torch.logaddexp(lse, part_lse)
-                merged *= (lse - both).exp()[..., None]
-                merged += o * (part_lse - both).exp()[..., None]
-                lse = both
+                    merged = out[:, :, rows].copy_(o) if out.dtype == wide else o.to(wide)
+                    lse = part_lse.to(wide)
+                else:
+                    merged.lerp_(o.to(wide), (part_lse - lse).sigmoid()[..., None])
+                    lse = torch.logaddexp(lse, part_lse)
+                del q, k, v, o  # before those of the next part exist
             assert merged is not None and lse is not None
-            out[:, :, rows], total[:, :, rows] = merged, lse
+            if out.dtype != wide:
+                out[:, :, rows] = merged
+            total[:, :, rows] = lse
         ctx.save_for_backward(query, key, value, out, total, inv_freq, *turns.values())
         ctx.names, ctx.blocks, ctx.scaling = tuple(turns), blocks, scaling
         return out
@@ -122,22 +124,25 @@ class _Merged(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, out, lse, inv_freq, *given = ctx.saved_tensors
         turns = dict(zip(ctx.names, given, strict=True))
-        d_query = torch.zeros_like(query, dtype=lse.dtype)
+        d_query = torch.empty_like(query)
         d_key, d_value = (torch.zeros_like(x, dtype=lse.dtype) for x in (key, value))
         for block in ctx.blocks:
             rows = slice(block.start, block.stop)
             grad, o, total = grads[0][:, :, rows], out[:, :, rows], lse[:, :, rows]
+            d_rows = torch.zeros_like(grad, dtype=lse.dtype)
             for part in block.parts:
                 keys = slice(part.start, part.stop)
                 q, k, v = _operands(query, key, value, rows, part, turns, inv_freq)
                 g, h, z = (x.flip(2) if part.flipped else x for x in (grad, o, total))
                 found = _flash_backward(q, k, v, g, h, z, part.causal, ctx.scaling)
                 d_q, d_k, d_v = (x.flip(2) if part.flipped else x for x in found)
-                d_query[:, :, rows] += _turned(d_q, turns, part.turn, rows, inv_freq, -1)
+                d_rows += _turned(d_q, turns, part.turn, rows, inv_freq, -1)
                 d_key[:, :, keys] += _turned(d_k, turns, part.key_turn, keys, inv_freq, -1)
                 d_value[:, :, keys] += d_v
-        like = query.dtype
-        return d_query.to(like), d_key.to(like), d_value.to(like), None, None, None, None
+            d_query[:, :, rows] = d_rows
+        d_key = d_key.to(key.dtype)  # one after the other: the wide one is free before the next
+        d_value = d_value.to(value.dtype)
+        return d_query, d_key, d_value, None, None, None, None
 
 
 def _operands(
@@ -167,9 +172,12 @@ def _turned(
     angles = turns[turn][rows].to(wide)[:, None] * inv_freq.to(wide) * sign
     cos, sin = angles.cos(), angles.sin()
     half = angles.shape[1]
-    first, second, rest = x.to(wide).split([half, half, x.shape[-1] - 2 * half], dim=-1)
-    parts = (first * cos - second * sin, second * cos + first * sin, rest)
-    return torch.cat(parts, dim=-1).to(x.dtype)
+    first, second, rest = x.split([half, half, x.shape[-1] - 2 * half], dim=-1)
+    turned = torch.empty_like(x)
+    turned[..., :half] = (first * cos).sub_(second * sin)
+    turned[..., half : 2 * half] = (second * cos).add_(first * sin)
+    turned[..., 2 * half :] = rest
+    return turned
 
 
 def _flash(q: Tensor, k: Tensor, v: Tensor, causal: bool, scaling: float) -> tuple[Tensor, Tensor]:

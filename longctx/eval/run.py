@@ -17,10 +17,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from longctx.data.store import Store, tokenizer_sha256
-from longctx.errors import UserError
 from longctx.eval import perplexity as ppl
 from longctx.eval.config import EvalConfig
 from longctx.eval.figures import Results
@@ -33,6 +30,7 @@ from longctx.eval.report import (
     write_results,
 )
 from longctx.models.load import RECORD, describe, load_model, load_tokenizer, local_tokenizer
+from longctx.models.place import device_for, dtype_for
 
 SAMPLES = "samples.jsonl"
 WEIGHTS = (".safetensors", ".bin", ".gguf", ".json", ".model")
@@ -50,8 +48,8 @@ class Subject:
     def model(self) -> Any:
         """The loaded model."""
         cfg = self.cfg
-        device = _device(cfg.device)
-        dtype = cfg.dtype or ("fp32" if device == "cpu" else "bf16")
+        device = device_for(cfg.device)
+        dtype = dtype_for(cfg.dtype, device)
         return load_model(cfg.path, cfg.attention, cfg.scaling, dtype, device)
 
     @cached_property
@@ -62,20 +60,6 @@ class Subject:
     def encode(self, text: str) -> list[int]:
         """Text to tokens, no special tokens added."""
         return list(self.tokenizer.encode(text, add_special_tokens=False))
-
-
-def _device(asked: str | None) -> str:
-    """The device asked for, or a GPU where there is one.
-
-    Raises:
-        UserError: if there is no such device.
-    """
-    device = asked or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device={device}: {str(error).splitlines()[0]}") from error
-    return device
 
 
 def _held_out(cfg: EvalConfig) -> tuple[Store, list[int], int]:
@@ -235,7 +219,7 @@ def evaluate(cfg: EvalConfig) -> tuple[Results, str]:
             has started where that can be known.
     """
     out = Path(cfg.out)
-    _device(cfg.device)
+    device_for(cfg.device)
     others = [read_results(Path(path)) for path in cfg.compare]
     settings = {task: settings_of(cfg, task) for task in dict.fromkeys(cfg.tasks)}
     identity = _hash(_identity(cfg))

@@ -15,21 +15,29 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface
 
 from longctx.attention.reference import rotate
 from longctx.errors import UserError
+from longctx.models import late_rotary
 from longctx.models.choose import method_name
+from longctx.models.same_cache import attention_layers, mark_caches
 
 
-def register_attention(method: Any) -> str:
-    """Makes a method known to transformers, under a name of its own that holds its numbers."""
-    numbers = dataclasses.asdict(method)
+def register_attention(method: Any, config: PreTrainedConfig) -> str:
+    """Makes a method known to transformers, under a name of its own that holds its numbers.
+
+    Where the angles of the model depend on the length of the call, the method rotates by itself.
+    """
+    numbers, attend = dataclasses.asdict(method), method.attend
     name = "longctx_" + method_name(method)
     if numbers:
         name += "_" + hashlib.sha256(json.dumps(numbers, sort_keys=True).encode()).hexdigest()[:8]
-    AttentionInterface.register(name, method.attend)
+    if late_rotary.wanted(config):
+        name += late_rotary.SUFFIX
+        attend = late_rotary.rotating(method_name(method), attend)
+    AttentionInterface.register(name, attend)
     AttentionMaskInterface.register(name, _padding_mask)
     return name
 
@@ -66,6 +74,9 @@ class _Rotary(nn.Module):
     true ones travel on to the attention, which turns the queries where it must.
     """
 
+    config: PreTrainedConfig
+    inv_freq: Tensor
+    original_inv_freq: Tensor
     key_positions: Callable[[Tensor], Tensor] | None = None
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
@@ -79,6 +90,8 @@ class _Rotary(nn.Module):
         return self
 
     def forward(self, x: Tensor, position_ids: Tensor, *rest: Any, **named: Any) -> Any:
+        if late_rotary.attached(self.config):
+            return late_rotary.identity(x, position_ids, self.inv_freq.numel())
         if self.key_positions is not None:
             position_ids = self.key_positions(position_ids)
         if self.rope_type == "dynamic":
@@ -101,7 +114,7 @@ def rotary_modules(model: nn.Module) -> list[Any]:
 def guard_rotary(
     model: PreTrainedModel, expected: tuple[Tensor, float] | None, method: Any
 ) -> None:
-    """Guards the rotary modules, asserts their frequencies, and lets the method set positions.
+    """Asserts and guards the rotary frequencies, lets the method set positions, marks caches.
 
     Raises:
         RuntimeError: if the built model does not rotate as asked.
@@ -110,7 +123,6 @@ def guard_rotary(
         kind: type[nn.Module] = type(module)
         if not issubclass(kind, _Rotary):
             module.__class__ = _exact(kind)  # type: ignore[arg-type]  # a class is hashable
-        module.key_positions = getattr(method, "key_positions", None)
         built = module.inv_freq
         if expected is None or built.device.type == "meta":
             continue
@@ -124,27 +136,41 @@ def guard_rotary(
                 f"{float(built[-1]):.9g} for {float(want[-1]):.9g}, cos and sin are scaled by "
                 f"{module.attention_scaling} for {factor}"
             )
-    if getattr(method, "turns_queries", False):
-        _lend_rotary(model, method_name(method))
+    turns = getattr(method, "turns_queries", False)
+    if turns:
+        _require_one_rope(model, method_name(method))
+    if turns or late_rotary.attached(model.config):
+        _lend_rotary(model, f"attention {method_name(method)!r}" if turns else "dynamic rope")
+    for module in rotary_modules(model):  # last: what was refused has changed nothing
+        module.key_positions = getattr(method, "key_positions", None)
+    mark_caches(model, method)
 
 
-def _lend_rotary(model: PreTrainedModel, name: str) -> None:
-    """Gives each attention layer its model's rotary module, so that it can turn queries further.
-
-    Raises:
-        UserError: if the architecture rotates otherwise than in halves, by one rotary module, or
-            its frequencies depend on the length.
-    """
+def _require_one_rope(model: PreTrainedModel, name: str) -> None:
+    """Raises UserError if the frequencies depend on the length or on the layer."""
     kind = model.config.model_type
     rotary = rotary_modules(model)
     if len(rotary) != 1 or rotary[0].rope_type in ("dynamic", "longrope"):
         what = f"{len(rotary)} rotary modules" if len(rotary) != 1 else rotary[0].rope_type
         raise UserError(f"attention {name!r} needs one rope for all lengths; {kind!r} has {what}")
-    layers = [m for m in model.modules() if hasattr(m, "layer_idx") and hasattr(m, "is_causal")]
+
+
+def _lend_rotary(model: PreTrainedModel, what: str) -> None:
+    """Gives each attention layer its model's rotary module, so that it can rotate by itself.
+
+    Raises:
+        UserError: if the architecture rotates otherwise than in halves, or not in every layer.
+    """
+    kind = model.config.model_type
+    rotary = rotary_modules(model)[0]
+    layers = attention_layers(model)
     for layer in layers:
-        if not _rotates_in_halves(type(layer), rotary[0]):
-            raise UserError(f"attention {name!r}: {kind!r} lays out its rotary pairs otherwise")
-        layer.__dict__["rotary"] = rotary[0]  # not as a submodule: it has an owner
+        if not getattr(layer, "use_rope", True):
+            raise UserError(f"{what}: {kind!r} has layers that do not rotate")
+        if not _rotates_in_halves(type(layer), rotary):
+            raise UserError(f"{what}: {kind!r} lays out its rotary pairs otherwise")
+    for layer in layers:
+        layer.__dict__["rotary"] = rotary  # not as a submodule: it has an owner
 
 
 def _rotates_in_halves(layer: type[nn.Module], rotary: Any) -> bool:

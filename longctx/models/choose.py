@@ -30,6 +30,8 @@ FAILURES = (
     StrictDataclassError,
 )
 
+RECORD = "longctx_attention"  # config key under which a checkpoint keeps its attention method
+
 Attention = str | Mapping[str, Any] | None
 Rope = RopeConfig | Mapping[str, Any] | str | None
 Dtype = str | torch.dtype | None

@@ -5,6 +5,7 @@ built, because transformers 5 ignores it afterwards, and the frequencies of the 
 asserted against `longctx.rope`. Costs one reading of the weights.
 """
 
+import copy
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,6 +26,7 @@ from transformers.utils import cached_file
 from longctx import rope as scaling
 from longctx.errors import UserError
 from longctx.models import attach
+from longctx.models.architecture import check_decoder, config_of
 from longctx.models.choose import (
     FAILURES,
     Attention,
@@ -36,13 +38,14 @@ from longctx.models.choose import (
     method_name,
     rope_config,
 )
+from longctx.models.choose import RECORD as RECORD  # noqa: PLC0414 - part of what is loaded
+from longctx.models.switch import switch
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-RECORD = "longctx_attention"  # config key under which a checkpoint keeps its attention method
 
 
 def load_model(
-    path: str,
+    path_or_model: str | Path | PreTrainedModel,
     attention: Attention = None,
     rope: Rope = None,
     dtype: Dtype = None,
@@ -51,16 +54,20 @@ def load_model(
     """A pretrained decoder, with rope and attention of choice.
 
     Args:
-        path: a directory, a `.gguf` file (de-quantised), or a hub name.
+        path_or_model: a directory, a `.gguf` file (de-quantised), or a hub name; or a transformers
+            model, whose attention is switched in place.
         attention: a method's name, or a mapping of `name` and its numbers. None: what the
             checkpoint records, else full attention.
-        rope: the scaling. None: the checkpoint's own.
+        rope: the scaling. None: the checkpoint's own; that of a built model cannot be changed.
         dtype: `fp32 | bf16` or a torch dtype. None: the checkpoint's own.
-        device: where to put it. None: CPU.
+        device: where to put it. None: CPU, or where it is.
 
     Raises:
         UserError: if the path cannot be read, is not a rotary decoder, or a choice does not fit it.
     """
+    if isinstance(path_or_model, PreTrainedModel):
+        return _built(path_or_model, attention, rope, dtype, device)
+    path = str(path_or_model)
     where, extra = locate(path)
     try:
         config = AutoConfig.from_pretrained(where, **extra)
@@ -111,7 +118,7 @@ def build_model(
     Raises:
         UserError: if a field is unknown or a value does not fit the architecture.
     """
-    config = _config(architecture)
+    config = config_of(architecture)
     config, expected, method, name = _prepare(config, attention, rope, "architecture")
     with torch.random.fork_rng(devices=[]), torch.device("meta" if meta else "cpu"):
         torch.manual_seed(seed)
@@ -197,6 +204,21 @@ def architecture_of(path: str) -> dict[str, Any]:
     return {k: v for k, v in fields.items() if k == "model_type" or hasattr(known, k)}
 
 
+def _built(
+    model: PreTrainedModel,
+    attention: Attention,
+    rope: Rope,
+    dtype: Dtype,
+    device: str | torch.device | None,
+) -> PreTrainedModel:
+    """`load_model` of what is loaded already."""
+    if rope is not None:
+        raise UserError("rope= cannot change a model that is built: give it where you load it")
+    config = copy.deepcopy(model.config)
+    prepared = _prepare(config, attention, None, type(model).__name__)
+    return switch(model, prepared, None if dtype is None else _dtype(dtype), device)
+
+
 def _prepare(
     config: PreTrainedConfig, attention: Attention, rope: Rope, where: str
 ) -> tuple[PreTrainedConfig, tuple[Tensor, float] | None, Any, str]:
@@ -206,7 +228,7 @@ def _prepare(
         (the configuration, the expected frequencies or None if not known here, the attention
         method, transformers' name of it).
     """
-    _check_decoder(config, where)
+    check_decoder(config, where)
     window, native = native_window(config), dict(config.rope_parameters)
     dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     chosen = rope_config(rope)
@@ -229,42 +251,7 @@ def _prepare(
         delattr(config, RECORD)
     if dataclasses.fields(method):
         setattr(config, RECORD, {"name": method_name(method), **dataclasses.asdict(method)})
-    return config, expected, method, attach.register_attention(method)
-
-
-def _check_decoder(config: PreTrainedConfig, where: str) -> None:
-    kind = config.model_type
-    if type(config) not in AutoModelForCausalLM._model_mapping or config.is_encoder_decoder:
-        raise UserError(f"{where}: {kind!r} is not a decoder-only language model")
-    parameters = getattr(config, "rope_parameters", None)
-    if not parameters:
-        raise UserError(f"{where}: {kind!r} has no rotary embeddings, which longctx extends")
-    if "rope_theta" not in parameters:
-        raise UserError(f"{where}: {kind!r} has a rope per layer type, which is not supported")
-    sliding = "sliding_attention" in (getattr(config, "layer_types", None) or [])
-    if sliding or getattr(config, "sliding_window", None) is not None:
-        raise UserError(
-            f"{where}: {kind!r} has an active sliding window ({config.sliding_window} tokens), "
-            "which is not supported; set sliding_window to null to attend to everything"
-        )
-
-
-def _config(architecture: Mapping[str, Any]) -> PreTrainedConfig:
-    fields = dict(architecture)
-    kind = fields.pop("model_type", None)
-    if not kind:
-        raise UserError("model.architecture needs model_type, for example llama")
-    try:
-        known = AutoConfig.for_model(kind)
-        for key in fields:
-            if not hasattr(known, key) and key != "rope_theta":
-                raise UserError(f"model.architecture.{key} is not a field of {kind!r}")
-        config: PreTrainedConfig = AutoConfig.for_model(kind, **fields)
-    except UserError:
-        raise
-    except FAILURES as error:
-        raise cannot("build", f"model.architecture of {kind!r}", error) from error
-    return config
+    return config, expected, method, attach.register_attention(method, config)
 
 
 def _forget_quantisation(model: PreTrainedModel) -> None:

@@ -53,6 +53,21 @@ def test_files_are_in_datatrove_format(store: Path) -> None:
     assert np.fromfile(store / "tokens.ds.index", dtype="<u8").tolist() == [4, 6, 305]
 
 
+@pytest.mark.parametrize("vocab_size", [1000, 100_000])
+def test_datatrove_reads_it(tmp_path: Path, vocab_size: int) -> None:
+    from datatrove.pipeline.tokens.merger import load_doc_ends
+    from datatrove.utils.dataset import DatatroveFolderDataset
+
+    path = write(tmp_path / "store", DOCUMENTS, vocab_size)
+    size = 2 if vocab_size <= 65_536 else 4
+    rows = DatatroveFolderDataset(str(path), 7, token_size=size, return_positions=True)
+    assert len(rows) == 305 // 8
+    got = [token for i in range(len(rows)) for token in rows[i]["input_ids"].tolist()]
+    assert got == [token for document in DOCUMENTS for token in document][: len(got)]
+    assert rows[0]["positions"].tolist() == [0, 1, 2, 3, 0, 1, 0, 1]
+    assert load_doc_ends((path / "tokens.ds.index").open("rb")).tolist() == [4, 6, 305]
+
+
 @pytest.mark.parametrize(("vocab_size", "bytes_each"), [(65_536, 2), (65_537, 4)])
 def test_width_follows_the_vocabulary(tmp_path: Path, vocab_size: int, bytes_each: int) -> None:
     top = vocab_size - 1

@@ -85,6 +85,8 @@ def test_rope_of_a_loaded_model(name, checkpoint):
     torch.testing.assert_close(rotary.inv_freq.double(), frequencies, rtol=2e-6, atol=0)
     assert rotary.attention_scaling == pytest.approx(factor)
     assert native_window(model.config) == window
+    if name == "dynamic_ntk":  # which rotates late (test_late_rotary.py), but not behind sdpa
+        model.set_attn_implementation("sdpa")
     position = torch.tensor([[0, 1, WINDOW - 1]])  # within the window: dynamic leaves it alone
     cos, _ = rotary(torch.zeros(1), position)
     angles = position[0, :, None].double() * frequencies
@@ -120,6 +122,7 @@ def test_a_scaled_checkpoint_keeps_its_rope(tmp_path):
 
 def test_dynamic_ntk_depends_on_this_call_only():
     model = build_model(LLAMA, rope=ROPES["dynamic_ntk"]).eval()
+    model.set_attn_implementation("sdpa")
     inside, beyond, longest = tokens(1, 20), tokens(1, 3 * WINDOW), tokens(1, 5 * WINDOW)
     first = [model(x).logits for x in (inside, beyond)]
     model(longest)

@@ -5,29 +5,13 @@ import torch
 
 from longctx.errors import UserError
 from longctx.models.load import build_model
+from tests.helpers.networks import KINDS, WINDOW, network, tokens
 
 METHODS = ("dca", "streaming", "lm_infinite")
-KINDS = {"llama": {}, "mistral": {"sliding_window": None}, "qwen2": {}, "qwen3": {"head_dim": 8}}
-WINDOW = 12
 
 
-def model(kind, attention, rope=None, **more):
-    architecture = {
-        "model_type": kind, "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48,
-        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
-        "max_position_embeddings": WINDOW, "initializer_range": 0.3,
-        "eos_token_id": None, "bos_token_id": None,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
-    } | KINDS[kind] | more  # fmt: skip
-    return build_model(architecture, attention, rope, torch.float64).eval()
-
-
-def tokens(rows, length, seed=0):
-    return torch.randint(1, 64, (rows, length), generator=torch.Generator().manual_seed(seed))
-
-
-def generate(network, prompt, **more):
-    return network.generate(
+def generate(decoder, prompt, **more):
+    return decoder.generate(
         prompt, max_new_tokens=15, do_sample=False, pad_token_id=0, eos_token_id=None, **more
     )[:, prompt.shape[1] :]
 
@@ -36,41 +20,41 @@ def generate(network, prompt, **more):
 @pytest.mark.parametrize("kind", KINDS)
 @torch.no_grad()
 def test_cache_padding_and_generate(kind, attention):
-    network = model(kind, attention)
+    decoder = network(kind, attention)
     text = tokens(2, 40)
-    whole = network(text).logits
-    plain = model(kind, "full")
+    whole = decoder(text).logits
+    plain = network(kind, "full")
     inside = slice(0, 8)
     torch.testing.assert_close(
-        network(text[:, inside]).logits, plain(text[:, inside]).logits, rtol=0, atol=1e-12
+        decoder(text[:, inside]).logits, plain(text[:, inside]).logits, rtol=0, atol=1e-12
     )
     assert not torch.allclose(whole, plain(text).logits, atol=1e-3)
 
     cache, parts, seen = None, [], 0
     for size in (5, 1, 1, 9, 3, 13, 8):
-        done = network(text[:, seen : seen + size], past_key_values=cache, use_cache=True)
+        done = decoder(text[:, seen : seen + size], past_key_values=cache, use_cache=True)
         cache, seen = done.past_key_values, seen + size
         parts.append(done.logits)
     torch.testing.assert_close(torch.cat(parts, dim=1), whole, rtol=0, atol=1e-12)
 
-    alone = [generate(network, text[:1]), generate(network, text[1:, :28])]
+    alone = [generate(decoder, text[:1]), generate(decoder, text[1:, :28])]
     mask = torch.tensor([[int(i >= n) for i in range(45)] for n in (5, 17)])
     padded = torch.zeros(2, 45, dtype=torch.long)
     padded[0, 5:], padded[1, 17:] = text[0], text[1, :28]
-    assert torch.equal(generate(network, padded, attention_mask=mask), torch.cat(alone))
+    assert torch.equal(generate(decoder, padded, attention_mask=mask), torch.cat(alone))
     longer = text[:1]
     for _ in range(15):
-        following = network(longer, use_cache=False).logits[:, -1].argmax(-1, keepdim=True)
+        following = decoder(longer, use_cache=False).logits[:, -1].argmax(-1, keepdim=True)
         longer = torch.cat([longer, following], dim=1)
     assert torch.equal(longer[:, 40:], alone[0])
 
 
 @pytest.mark.parametrize("attention", METHODS)
 def test_beams_may_be_reordered(attention):
-    network = model("llama", attention)
+    decoder = network("llama", attention)
     text = tokens(1, 30)
-    cached = generate(network, text, num_beams=3)
-    assert torch.equal(cached, generate(network, text, num_beams=3, use_cache=False))
+    cached = generate(decoder, text, num_beams=3)
+    assert torch.equal(cached, generate(decoder, text, num_beams=3, use_cache=False))
 
 
 @pytest.mark.parametrize("rope", ["pi", "ntk", "yarn"])
@@ -78,19 +62,19 @@ def test_beams_may_be_reordered(attention):
 def test_dca_stands_on_scaled_rope(rope):
     scaled = {"name": rope, "factor": 2.0}
     scaled |= {"beta_fast": 32.0, "beta_slow": 1.0} if rope == "yarn" else {}
-    network = model("llama", "dca", scaled)
-    assert network.config.longctx_attention["max_positions"] == 2 * WINDOW
-    plain = model("llama", "full", scaled)
+    decoder = network("llama", "dca", scaled)
+    assert decoder.config.longctx_attention["max_positions"] == 2 * WINDOW
+    plain = network("llama", "full", scaled)
     text = tokens(1, 60)
     short = text[:, : 3 * WINDOW // 2]  # one chunk
-    torch.testing.assert_close(network(short).logits, plain(short).logits, rtol=0, atol=1e-12)
-    assert not torch.allclose(network(text).logits, plain(text).logits, atol=1e-3)
+    torch.testing.assert_close(decoder(short).logits, plain(short).logits, rtol=0, atol=1e-12)
+    assert not torch.allclose(decoder(text).logits, plain(text).logits, atol=1e-3)
 
 
 def test_two_models_with_other_numbers_live_in_one_process():
     text = tokens(1, 40)
     numbers = [{"name": "dca", "chunk_len": n, "local_window": 2} for n in (6, 9)]
-    first, second = (model("llama", n) for n in numbers)
+    first, second = (network("llama", n) for n in numbers)
     before = first(text).logits
     second(text)
     assert torch.equal(first(text).logits, before)
@@ -99,13 +83,13 @@ def test_two_models_with_other_numbers_live_in_one_process():
 
 def test_what_does_not_fit_is_refused():
     with pytest.raises(UserError, match="needs one rope for all lengths; 'llama' has dynamic"):
-        model("llama", "dca", {"name": "dynamic_ntk", "factor": 2.0})
+        network("llama", "dca", {"name": "dynamic_ntk", "factor": 2.0})
     with pytest.raises(UserError, match=r"chunk_len=12 must be below attention\.max_positions=12"):
-        model("llama", {"name": "dca", "chunk_len": 12})
+        network("llama", {"name": "dca", "chunk_len": 12})
     with pytest.raises(UserError, match="reach beyond the model's window of 12 tokens"):
-        model("llama", {"name": "streaming", "window": 10})
+        network("llama", {"name": "streaming", "window": 10})
     with pytest.raises(UserError, match=r"window=13 is beyond the model's window of 12 tokens"):
-        model("llama", {"name": "lm_infinite", "window": 13})
+        network("llama", {"name": "lm_infinite", "window": 13})
 
 
 def test_another_layout_of_rotary_pairs_is_refused():

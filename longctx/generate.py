@@ -1,0 +1,219 @@
+"""Continues a text of any length: the typed settings of `generate.py`, and what they start.
+
+Costs one prefill of the prompt, in pieces (`longctx/models/decode.py`), and its cache.
+"""
+
+import resource
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from longctx.config import ModelConfig, RopeConfig, choice, positive
+from longctx.errors import UserError
+
+
+@dataclass(frozen=True)
+class GenerateConfig:
+    """One continuation of one text.
+
+    Args:
+        model: the model; it needs a path.
+        rope: rotary scaling. `none`: as recorded in the checkpoint. Its target is the length of
+            prompt and answer where nothing else is given.
+        prompt: the text to continue.
+        prompt_file: UTF-8 file that holds it. One of both must be given.
+        question: put on a line of its own behind the text. None: nothing.
+        max_new_tokens: tokens written at most; an end-of-sequence token ends it earlier.
+        prefill_tokens: tokens of the prompt in one forward pass.
+        temperature: of sampling; 0: the most likely token each time.
+        top_p: sample from the smallest set of tokens with this probability; 1: from all.
+        seed: of sampling.
+        dtype: `fp32 | bf16`. None: fp32 on a CPU, bf16 on a GPU.
+        device: `cpu`, `cuda`, `cuda:1`. None: a GPU where there is one.
+        attention: `name` of a method and its numbers. None: as recorded in the checkpoint.
+    """
+
+    model: ModelConfig
+    rope: RopeConfig
+    prompt: str | None
+    prompt_file: str | None
+    question: str | None
+    max_new_tokens: int
+    prefill_tokens: int
+    temperature: float
+    top_p: float
+    seed: int
+    dtype: str | None
+    device: str | None
+    attention: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        if self.model.path is None:
+            raise UserError(f"model={self.model.name} has no weights to use: give model=PATH")
+        if (self.prompt is None) == (self.prompt_file is None):
+            raise UserError("give the text to continue as either prompt=TEXT or prompt_file=FILE")
+        for key in ("max_new_tokens", "prefill_tokens"):
+            positive(getattr(self, key), key)
+        if not 0 <= self.temperature < float("inf"):
+            raise UserError(f"temperature={self.temperature} must be 0 or above")
+        if not 0 < self.top_p <= 1:
+            raise UserError(f"top_p={self.top_p} must be above 0 and at most 1")
+        if self.top_p < 1 and not self.temperature:
+            raise UserError(f"top_p={self.top_p} without temperature above 0 samples nothing")
+        if self.dtype is not None:
+            choice(self.dtype, ("fp32", "bf16"), "dtype")
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What a continuation took.
+
+    Args:
+        window: tokens the model claims to take.
+        prompt_tokens: of the prompt, BOS included.
+        new_tokens: written, an end-of-sequence token included.
+        prefill_seconds: until the first new token.
+        decode_seconds: from there to the end.
+        peak_bytes: most ever allocated on the GPU, or most ever resident on CPU.
+    """
+
+    window: int
+    prompt_tokens: int
+    new_tokens: int
+    prefill_seconds: float
+    decode_seconds: float
+    peak_bytes: int
+
+    def lines(self) -> list[str]:
+        """For people."""
+        speed = self.prompt_tokens / self.prefill_seconds
+        prefill = f"{self.prompt_tokens:,} tokens in {self.prefill_seconds:.2f} s, {speed:,.1f}"
+        later, decoding = self.new_tokens - 1, "one token"  # the first comes out of the prefill
+        if later:
+            decoding = f"{later:,} tokens after the first in {self.decode_seconds:.2f} s"
+            decoding += f", {later / self.decode_seconds:,.1f} tokens/s"
+        return [
+            f"prefill: {prefill} tokens/s (the model's window: {self.window:,})",
+            f"decoding: {decoding}",
+            f"peak memory: {self.peak_bytes / 2**30:.2f} GiB",
+        ]
+
+
+def read_prompt(cfg: GenerateConfig) -> str:
+    """The text to continue: prompt or file, then the question on a line of its own.
+
+    Raises:
+        UserError: if the file cannot be read, or there is no text.
+    """
+    text = cfg.prompt
+    if text is None:
+        try:
+            text = Path(cfg.prompt_file or "").read_text(encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"prompt_file={cfg.prompt_file}: {error.strerror}") from error
+        except UnicodeDecodeError as error:
+            line = f"prompt_file={cfg.prompt_file} is not UTF-8 text: {error.reason}"
+            raise UserError(f"{line} at byte {error.start}") from error
+    if not text.strip():
+        source = "prompt=" if cfg.prompt_file is None else f"prompt_file={cfg.prompt_file}"
+        raise UserError(f"{source} is empty: there is nothing to continue")
+    return text if cfg.question is None else f"{text}\n{cfg.question}"
+
+
+def generate(cfg: GenerateConfig, write: Callable[[str], None]) -> Spent:
+    """Streams the continuation; a bar on stderr shows the prefill.
+
+    Args:
+        cfg: what to continue, and how.
+        write: takes the next piece of text.
+
+    Returns:
+        What it took.
+
+    Raises:
+        UserError: if the prompt or the model cannot be used as asked.
+    """
+    from longctx.models.decode import Stream, continue_tokens
+    from longctx.models.load import load_model, load_tokenizer, native_window
+    from longctx.models.place import device_for, dtype_for
+
+    text, device = read_prompt(cfg), device_for(cfg.device)
+    path = cfg.model.path or ""
+    tokenizer = load_tokenizer(cfg.model.tokenizer or path)
+    ids = _tokens(tokenizer, text)
+    rope = _scaling(cfg.rope, len(ids) + cfg.max_new_tokens)
+    model = load_model(path, cfg.attention, rope, dtype_for(cfg.dtype, device), device).eval()
+    torch.manual_seed(cfg.seed)
+    begin, first = time.perf_counter(), 0.0
+    with tqdm(total=len(ids), desc="prefill", unit="token", disable=None) as bar:
+
+        def first_token() -> None:
+            nonlocal first
+            first = time.perf_counter()
+            bar.update(len(ids) - bar.n)
+            bar.close()
+
+        def decode(tokens: list[int]) -> str:
+            return str(tokenizer.decode(tokens, skip_special_tokens=True))
+
+        stream = Stream(decode, write, first_token)
+        continue_tokens(
+            model,
+            torch.tensor([ids], device=device),
+            cfg.prefill_tokens,
+            stream,
+            bar.update,
+            max_new_tokens=cfg.max_new_tokens,
+            pad_token_id=_padding(tokenizer),
+            **_sampling(cfg),
+        )
+    end = time.perf_counter()
+    return Spent(
+        native_window(model.config),
+        len(ids),
+        len(stream.tokens),
+        first - begin,
+        end - first,
+        _peak_memory(device),
+    )
+
+
+def _tokens(tokenizer: Any, text: str) -> list[int]:
+    """The prompt's tokens; a BOS before them where the tokenizer has one."""
+    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    bos = tokenizer.bos_token_id
+    return list(ids) if bos is None else [bos, *ids]
+
+
+def _scaling(rope: RopeConfig, tokens: int) -> RopeConfig | None:
+    """The rotary scaling to load with; None: as recorded in the checkpoint."""
+    if rope.name == "none":
+        return None
+    open_end = rope.factor is None and rope.target is None
+    return replace(rope, target=tokens) if open_end else rope
+
+
+def _sampling(cfg: GenerateConfig) -> dict[str, Any]:
+    """Arguments of `generate()`; those given here replace what the checkpoint recommends."""
+    if not cfg.temperature:
+        return {"do_sample": False, "temperature": 1.0, "top_p": 1.0, "top_k": 50}  # its defaults
+    chosen = {"temperature": cfg.temperature, "top_p": cfg.top_p}
+    return {"do_sample": True, "top_k": 0, **chosen}  # 0: off
+
+
+def _padding(tokenizer: Any) -> int:
+    """Any token: one row needs no padding, but `generate()` wants to know one."""
+    known = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
+    return int(next(token for token in known if token is not None))
+
+
+def _peak_memory(device: str) -> int:
+    """Bytes: most ever allocated on the GPU, or most ever resident on CPU."""
+    if device.startswith("cuda"):
+        return int(torch.cuda.max_memory_allocated(device))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
