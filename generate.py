@@ -18,7 +18,7 @@ def literal(argument: str) -> str:
     key, mark, value = argument.partition("=")
     if key not in TEXT or not mark or value in ("", "null"):
         return argument
-    if len(value) > 1 and value[0] in "'\"" and value[0] == value[-1]:  # as Hydra allows it
+    if re.fullmatch(r"(['\"])(?:\\.|(?!\1)[^\\])*\1", value, re.DOTALL):  # as Hydra allows it
         return argument
     value = re.sub(r"(\\*)\$\{", r"\1\1\\${", value)  # no interpolation either
     value = re.sub(r"(\\*)('|\Z)", lambda found: found[1] * 2 + "\\'" * bool(found[2]), value)
@@ -35,8 +35,7 @@ def main(cfg: GenerateConfig) -> None:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault(
-        "TRANSFORMERS_VERBOSITY", "error"
-    )  # it warns of windows that are extended
+    # Transformers warns of windows that are extended on purpose.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     sys.argv[1:] = [literal(argument) for argument in sys.argv[1:]]
     cli.run(main, GenerateConfig, "generate", "generate_schema")

@@ -286,6 +286,8 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         choice(self.logger, ("wandb", "none"), "logger")
+        if self.seed < 0:
+            raise UserError(f"seed={self.seed} must be at least 0")
         if not self.builder.startswith("recipes."):
             raise UserError(f"builder={self.builder!r} must be a module below recipes")
         if self.train.dtype == "bf16" and self.parallel.zero_stage == 0:

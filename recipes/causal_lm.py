@@ -38,12 +38,14 @@ def build_data(run: RunConfig) -> Data:
     """Packed rows of the stores; held-out rows in an order that no seed changes."""
     held_out = replace(run.data, store=run.data.held_out, weights=None, long_tokens=None)
     return Data(
-        train=_loader(run, run.data, run.train.batch_rows, run.seed),
-        held_out=_loader(run, held_out, run.train.eval_rows, 0) if held_out.store else None,
+        train=_loader(run, run.data, run.train.batch_rows, run.seed, "data.store"),
+        held_out=_loader(run, held_out, run.train.eval_rows, 0, "data.held_out")
+        if held_out.store
+        else None,
     )
 
 
-def _loader(run: RunConfig, data: DataConfig, rows: int, seed: int) -> RowLoader:
+def _loader(run: RunConfig, data: DataConfig, rows: int, seed: int, name: str) -> RowLoader:
     stores = [Store(path) for path in data.store]
     tokenizer = run.model.tokenizer or run.model.path
     if tokenizer is not None:
@@ -51,7 +53,7 @@ def _loader(run: RunConfig, data: DataConfig, rows: int, seed: int) -> RowLoader
         for store in stores:
             store.require_tokenizer(sha, tokenizer)
     micro = run.train.micro_batch_rows
-    return packed(stores, data, batch_rows=rows, micro_batch_rows=micro, seed=seed)
+    return packed(stores, data, batch_rows=rows, micro_batch_rows=micro, seed=seed, name=name)
 
 
 def loss(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -160,6 +160,7 @@ def packed(
     batch_rows: int,
     micro_batch_rows: int,
     seed: int,
+    name: str = "data.store",
 ) -> RowLoader:
     """The loader of packed rows: all stores one shuffled corpus, or with weights a source each.
 
@@ -169,20 +170,21 @@ def packed(
         batch_rows: rows per step over all ranks.
         micro_batch_rows: rows per rank and micro-batch.
         seed: of packing, order and the choice of short documents.
+        name: of the setting that holds the stores' paths, for messages.
 
     Raises:
         UserError: if a source holds less than one row.
     """
     if data.weights is None:
-        parts = {"data.store": Corpus(stores)}
+        parts = {name: Corpus(stores)}
     else:
-        parts = {f"data.store[{i}]": Corpus([store]) for i, store in enumerate(stores)}
+        parts = {f"{name}[{i}]": Corpus([store]) for i, store in enumerate(stores)}
     identity = {f"data.store[{i}]": str(s.meta["digest"]) for i, s in enumerate(stores)}
-    names = ["packing", "seq_len", "mask_documents", "weights", "long_tokens"]
-    names += ["short_keep"] if data.long_tokens is not None else []
-    identity |= {f"data.{name}": str(getattr(data, name)) for name in names}
+    settings = ["packing", "seq_len", "mask_documents", "weights", "long_tokens"]
+    settings += ["short_keep"] if data.long_tokens is not None else []
+    identity |= {f"data.{key}": str(getattr(data, key)) for key in settings}
     return RowLoader(
-        [_packed_rows(corpus, data, seed, name) for name, corpus in parts.items()],
+        [_packed_rows(corpus, data, seed, part) for part, corpus in parts.items()],
         data.weights or [1.0],
         batch_rows=batch_rows,
         micro_batch_rows=micro_batch_rows,

@@ -36,8 +36,12 @@ def require_same(resumed: Checkpoint, run: RunConfig, fingerprint: dict[str, Any
         raise UserError(
             f"{resumed.path} was trained beside other frozen weights or rotary frequencies"
         )
-    then = theirs["data"] if isinstance(theirs["data"], dict) else {"digest": theirs["data"]}
-    if changed := _changes(then, fingerprint["data"]):
+    if not isinstance(theirs["data"], dict):
+        raise UserError(
+            f"{resumed.path} was written by an earlier version, whose data cannot be compared: "
+            "export it, or start in another run_dir"
+        )
+    if changed := _changes(theirs["data"], fingerprint["data"]):
         raise UserError(f"{resumed.path} was trained on other data: {changed}")
     old = build(RunConfig, resumed.meta["run"], str(resumed.path))
     if changed := _changes(_comparable(old), _comparable(run)):

@@ -49,6 +49,7 @@ COMPOSED = {
     ),
     "zero stage": (["parallel.zero_stage=5"], "parallel.zero_stage=5 is not one of 0, 1, 2, 3"),
     "logger": (["logger=foo"], "logger='foo' is not one of wandb, none"),
+    "seed": (["seed=-1"], "seed=-1 must be at least 0"),
     "no learning rate": (["optim.lr=0"], "optim.lr=0.0 must be above 0"),
     "missing model": (
         ["model=/no/such/path"],
@@ -161,6 +162,13 @@ def test_rows_longer_than_the_data(store, tmp_path):
     line = f"data.store holds {tokens} tokens, less than one row of data.seq_len=9999"
     assert done.error == line
     assert not (tmp_path / "run").exists()
+
+
+def test_held_out_rows_longer_than_the_data(store, tmp_path):
+    few = make_store(tmp_path / "few", documents=1, longest=4)
+    more = f"data.held_out=['{few}']"
+    done = run_entry(tiny_arguments(store, tmp_path / "run", more), tmp_path / "log")
+    assert done.error == "data.held_out holds 3 tokens, less than one row of data.seq_len=32"
 
 
 def test_truncated_store(store, tmp_path):

@@ -39,6 +39,7 @@ def test_the_loss_falls(tmp_path):
         arguments.remove("recipe=pretrain")
         done = run_entry(arguments, tmp_path / "log")
         assert done.code == 0, done.err[-2000:]
+        assert "load it with longctx.load_model" in done.err
         lines = (run_dir / "metrics.jsonl").read_text().splitlines()
         curves.append([json.loads(line)["loss"] for line in lines])
     assert len(curves[0]) == 20

@@ -32,6 +32,7 @@ def written(*arguments):
         "it's",
         '"Well," he said, \'so it "is"\'.',
         "ends in \\",
+        '"Come in," he said. "Sit down."',
         "a\\'b\\\\'",
         "${model.path} $HOME \\${x} $${y}",
         "two\nlines\n",
