@@ -7,6 +7,7 @@ document and some 60 for each that is long enough. Time: copying and hashing the
 import dataclasses
 import hashlib
 import json
+import resource
 import shutil
 from collections import Counter
 from collections.abc import Iterator
@@ -21,11 +22,12 @@ from numpy.typing import NDArray
 
 from data_prep.inputs import Piece
 from data_prep.summary import DUPLICATE, KEPT, TOO_SHORT, Summary, draw
-from data_prep.work import Work, write_atomically
+from data_prep.work import REPORT, Work, write_atomically
 from longctx.data.store import Store, StoreWriter
 from longctx.errors import UserError
 
 SUMMARY, FIGURE, DROPPED = "summary.json", "summary.png", "dropped.jsonl"
+FILES_OF_STORE, OTHER_FILES = 3, 256  # open at a time
 
 Fates = NDArray[np.uint8]
 
@@ -110,7 +112,7 @@ def shards(work: Work) -> Iterator[Shard]:
     for rank in range(work.tasks):
         folder = work.shard(rank)
         try:
-            report = json.loads((folder / "report.json").read_text("utf-8"))
+            report = json.loads((folder / REPORT).read_text("utf-8"))
             table = np.load(folder / "table.npy", allow_pickle=False)
             store = Store(folder / "store")
             if len(table) != len(store):
@@ -137,7 +139,7 @@ def assemble(work: Work, output: Path, rules: Rules) -> Summary:
 
     Raises:
         UserError: if a shard is damaged, too many records are unreadable, a wanted domain does not
-            occur, nothing is left, or `output` exists.
+            occur, nothing is left, there are too many domains, or `output` exists.
     """
     summary = Summary(rules.identity(work), dataclasses.asdict(rules))
     dropped = _count(work, summary)
@@ -145,15 +147,35 @@ def assemble(work: Work, output: Path, rules: Rules) -> Summary:
     fates = _fates(work, rules)
     if output.exists():
         raise UserError(f"{output} exists already: remove it, or write to another name")
+    _allow_files(len(summary.domains))
     tmp = output.with_name(output.name + ".tmp")
     shutil.rmtree(tmp, ignore_errors=True)
-    tmp.mkdir(parents=True)
-    _write_stores(work, tmp, fates, summary)
-    write_atomically(tmp / DROPPED, "".join(json.dumps(line) + "\n" for line in dropped))
-    draw(summary, tmp / FIGURE)
-    write_atomically(tmp / SUMMARY, json.dumps(summary.as_dict(), indent=2, sort_keys=True) + "\n")
-    tmp.rename(output)
+    try:
+        tmp.mkdir(parents=True)
+        _write_stores(work, tmp, fates, summary)
+        write_atomically(tmp / DROPPED, "".join(json.dumps(line) + "\n" for line in dropped))
+        draw(summary, tmp / FIGURE)
+        text = json.dumps(summary.as_dict(), indent=2, sort_keys=True)
+        write_atomically(tmp / SUMMARY, text + "\n")
+        tmp.rename(output)
+    except BaseException:
+        shutil.rmtree(tmp, ignore_errors=True)
+        raise
     return summary
+
+
+def _allow_files(domains: int) -> None:
+    """Lets this process have the stores of so many domains open."""
+    needed = FILES_OF_STORE * domains + OTHER_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        raise UserError(
+            f"{domains} domains need {needed} open files and the system allows {hard}: choose some "
+            "with domains=, or raise the hard limit (ulimit -Hn)"
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
 def _count(work: Work, summary: Summary) -> list[dict[str, Any]]:

@@ -20,6 +20,9 @@ tried first: the characters around it are encoded whole and in two, and where th
 one is taken; a text without a usable border is encoded whole. SentencePiece unigram models are
 never cut: they add up float32 scores along the text, so that each choice depends on all before it.
 
+A document is BOS, its ids, EOS. Where a tokenizer has no BOS (Qwen's), EOS stands there too, so
+that every document is set off on both sides.
+
 Cost: less than the tokenizer alone takes for long texts, as pieces fit the processor's caches; some
 100 MB above the ids, whatever the length.
 """
@@ -60,7 +63,7 @@ class Encoder:
     Attributes:
         path: what it was loaded from.
         vocab_size: number of token ids.
-        bos_id: the id that starts a document.
+        bos_id: the id that starts a document; `eos_id` where the tokenizer has no BOS.
         eos_id: the id that ends a document.
         sha256: hash of the defining file, see `longctx.data.store.tokenizer_sha256`.
         batch: ids of each text, without special tokens.
@@ -175,7 +178,7 @@ def load_encoder(path: Path) -> Encoder:
             beside it), or a GGUF file.
 
     Raises:
-        UserError: if there is none, or it has no BOS or EOS.
+        UserError: if there is none, or it has no EOS.
     """
     path = Path(path)
     if path.suffix == ".gguf":
@@ -192,8 +195,9 @@ def _from_sentencepiece(path: Path) -> Encoder:
         model = spm.SentencePieceProcessor(model_file=str(path / "tokenizer.model"))
     except (OSError, RuntimeError) as error:
         raise UserError(f"{path / 'tokenizer.model'}: not a SentencePiece model") from error
-    if min(model.bos_id(), model.eos_id()) < 0:
-        raise UserError(f"{path}: the tokenizer has no BOS or no EOS")
+    if model.eos_id() < 0:
+        raise UserError(f"{path}: the tokenizer has no EOS")
+    bos = model.bos_id() if model.bos_id() >= 0 else model.eos_id()
     # The scores of BPE are ranks, those of a unigram model logarithms of probabilities.
     ranked = all(float(model.get_score(i)).is_integer() for i in range(len(model)))
     divisible = ranked and not _cross(model.id_to_piece(i) for i in range(len(model)))
@@ -202,7 +206,7 @@ def _from_sentencepiece(path: Path) -> Encoder:
         return model.encode(texts, num_threads=1)  # type: ignore[no-any-return]
 
     sha256 = tokenizer_sha256(path)
-    return Encoder(path, len(model), model.bos_id(), model.eos_id(), sha256, batch, divisible)
+    return Encoder(path, len(model), bos, model.eos_id(), sha256, batch, divisible)
 
 
 def _from_tokenizers(path: Path) -> Encoder:
@@ -212,16 +216,18 @@ def _from_tokenizers(path: Path) -> Encoder:
     except Exception as error:  # the library raises nothing narrower
         raise UserError(f"{file}: not a tokenizer of the tokenizers library ({error})") from error
     settings: dict[str, Any] = json.loads(config.read_text("utf-8")) if config.is_file() else {}
-    ids = []
-    for name in ("bos_token", "eos_token"):
+    ids: dict[str, int] = {}
+    for name in ("eos_token", "bos_token") if settings.get("bos_token") else ("eos_token",):
         token = settings.get(name)
         token_id = fast.token_to_id(token["content"] if isinstance(token, dict) else token or "")
         if token_id is None:
             raise UserError(f"{config}: {name} is missing or not in the vocabulary")
-        ids.append(token_id)
+        ids[name] = token_id
+    eos = ids["eos_token"]
+    bos = ids.get("bos_token", eos)
     batch, divisible = _of_tokenizers(fast)
     size = fast.get_vocab_size()
-    return Encoder(path, size, ids[0], ids[1], tokenizer_sha256(path), batch, divisible)
+    return Encoder(path, size, bos, eos, tokenizer_sha256(path), batch, divisible)
 
 
 def _from_gguf(file: Path) -> Encoder:
@@ -230,11 +236,12 @@ def _from_gguf(file: Path) -> Encoder:
     from transformers import AutoTokenizer  # five seconds, and only needed here
 
     auto = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
-    if auto.bos_token_id is None or auto.eos_token_id is None:
-        raise UserError(f"{file}: the tokenizer has no BOS or no EOS")
+    if auto.eos_token_id is None:
+        raise UserError(f"{file}: the tokenizer has no EOS")
     batch, divisible = _of_tokenizers(auto.backend_tokenizer)
     sha256 = tokenizer_sha256(file)
-    ids = auto.bos_token_id, auto.eos_token_id
+    eos = auto.eos_token_id
+    ids = eos if auto.bos_token_id is None else auto.bos_token_id, eos
     return Encoder(file, len(auto), *ids, sha256, batch, divisible)
 
 

@@ -36,6 +36,7 @@ from longctx.errors import UserError
 OURS = ("self", "pipeline", "tasks", "workers", "logging_dir", "depends", "skip_completed")
 OURS_TOO = {"local": ("local_tasks", "local_rank_offset"), "slurm": ("depends_job_id",), "ray": ()}
 POLL = 0.5  # seconds
+ROOT = Path(__file__).resolve().parent.parent
 
 logger.remove()  # importing datatrove sends its log to the terminal
 
@@ -66,7 +67,7 @@ def check_options(name: str, options: dict[str, Any]) -> None:
     if name not in OURS_TOO:
         raise UserError(f"executor={name} is not one of {', '.join(OURS_TOO)}")
     if name == "ray" and find_spec("ray") is None:
-        raise UserError("executor=ray needs Ray: pip install 'longctx[ray]'")
+        raise UserError("executor=ray needs Ray: pip install -e '.[ray]'")
     kind: type[PipelineExecutor] = _Local if name == "local" else SlurmPipelineExecutor
     if name == "ray":
         from datatrove.executor.ray import RayPipelineExecutor
@@ -207,9 +208,17 @@ def _ray(job: Job) -> None:
 def _slurm(job: Job) -> str:
     if "SLURM_ARRAY_TASK_ID" in os.environ:
         raise UserError("executor=slurm submits jobs: start it outside of an array job")
+    before = job.work.submitted
+    if before and _queued(before):
+        raise UserError(
+            f"job {before}, submitted before, is still in the queue: wait for it, or scancel it"
+        )
     options = {"job_name": "longctx"} | job.options
     if not any(options.get(key) for key in ("env_command", "condaenv", "venv_path")):
-        options["env_command"] = f'export PATH="{Path(sys.executable).parent}:$PATH"'
+        options["env_command"] = (
+            f'export PATH="{Path(sys.executable).parent}:$PATH" '
+            f'PYTHONPATH="{ROOT}${{PYTHONPATH:+:$PYTHONPATH}}"'
+        )
     name = options.pop("job_name")
     first = _executor(
         SlurmPipelineExecutor, job.tokenize, job, "tokenize",
@@ -225,7 +234,17 @@ def _slurm(job: Job) -> str:
         raise UserError("sbatch is not here: start this on a login node of the cluster") from error
     except subprocess.CalledProcessError as error:
         raise UserError(f"sbatch refused the job (exit code {error.returncode})") from error
+    job.work.note_submitted(str(last.job_id))
     return str(last.job_id)
+
+
+def _queued(number: str) -> bool:
+    """Whether SLURM says that the job waits or runs; no where nobody knows."""
+    try:
+        asked = subprocess.run(["squeue", "-j", number, "-h"], capture_output=True, check=False)
+    except OSError:
+        return False
+    return asked.returncode == 0 and bool(asked.stdout.strip())
 
 
 # --- the bar --------------------------------------------------------------------------------------

@@ -22,13 +22,14 @@ def main(config: FilterConfig) -> None:
         UserError: if a setting or an input is wrong, before anything is written; or from the run.
     """
     if missing := [name for name in NEEDED if find_spec(name) is None]:
-        raise UserError(f"{missing[0]} is not installed: pip install 'longctx[prep]'")
+        raise UserError(f"{missing[0]} is not installed: pip install -e '.[prep]'")
     from data_prep import executors
     from data_prep.assemble import SUMMARY, AssembleStep
     from data_prep.summary import table
 
     job = plan(config)
     step: AssembleStep = job.assemble
+    before = job.work.submitted
     output = config.output_path
     if output.exists():
         done = _read(output / SUMMARY)
@@ -45,6 +46,8 @@ def main(config: FilterConfig) -> None:
         print("interrupted: the same command goes on from here", file=sys.stderr)
         raise SystemExit(130) from None
     if number:
+        if before:
+            print(f"job {before} was submitted for this before")
         print(
             f"submitted: {job.work.tasks} tasks, then job {number} that makes {output}; "
             f"logs in {job.work.folder / 'logs'}"
@@ -85,17 +88,32 @@ def plan(config: FilterConfig) -> Any:
         "domains": domains,
         "min_bytes": config.min_bytes,
     }
+    min_tokens_of = {domain_name(name): n for name, n in (config.min_tokens_of or {}).items()}
     pieces = find_pieces(config.inputs, domains, config.split_bytes)
+    _check_domains(domains, list(min_tokens_of), pieces)
     text = plan_text(deal(pieces, config.split_bytes), deciding)
     work = Work.of(config.work_path, text)
     rules = Rules(
-        config.inputs, config.min_tokens,
-        {domain_name(name): n for name, n in (config.min_tokens_of or {}).items()},
-        config.deduplicate, domains, config.max_bad_fraction,
+        config.inputs, config.min_tokens, min_tokens_of, config.deduplicate, domains,
+        config.max_bad_fraction,
     )  # fmt: skip
     tokenize = TokenizeStep(work.folder, tokenizer, evaluation, domains, config.min_bytes)
     assemble = AssembleStep(work.folder, config.output_path, rules)
     return Job(work, text, tokenize, assemble, config.workers, config.executor.options)
+
+
+def _check_domains(domains: list[str], limited: list[str], pieces: list[Any]) -> None:
+    """Raises UserError for a name that no record can have."""
+    from data_prep.inputs import RED_PAJAMA
+
+    if domains and (left := [name for name in limited if name not in domains]):
+        raise UserError(f"min_tokens_of.{left[0]}: {left[0]} is not one of domains={domains}")
+    there = {piece.domain for piece in pieces}
+    unknown = [x for x in [*domains, *limited] if x not in there and x not in RED_PAJAMA]
+    if unknown and all(piece.placed for piece in pieces):
+        raise UserError(
+            f"domain {unknown[0]} does not occur in the input, which has {', '.join(sorted(there))}"
+        )
 
 
 def _check_places(config: FilterConfig) -> None:

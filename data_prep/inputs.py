@@ -4,6 +4,7 @@ Looks at names and sizes only (of a hub's dataset, at its card): seconds for 100
 """
 
 import hashlib
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,11 @@ ALIASES = {name: name for name in RED_PAJAMA} | {
     "books": "book", "cc": "common_crawl", "commoncrawl": "common_crawl",
     "stack_exchange": "stackexchange", "wiki": "wikipedia",
 }  # fmt: skip
+# A domain and what the files of RedPajama have behind it: arxiv_023827cd-..., c4-train.00000-of-...
+NAMED = re.compile(
+    rf"({'|'.join(sorted(ALIASES, key=len, reverse=True))})"
+    r"(?=\.|_?[0-9]|_[0-9a-f]{8}-|-train\.[0-9])"
+)
 
 
 @dataclass(frozen=True)
@@ -36,6 +42,7 @@ class Piece:
         stop: byte behind the range; of a dataset, how many shards there are.
         size: bytes of the whole file when it was found; 0 for a dataset.
         version: what tells this content from another: time of change, or a dataset's hash.
+        placed: whether a folder that is named like one of RedPajama's domains gave the domain.
     """
 
     path: str
@@ -45,6 +52,7 @@ class Piece:
     stop: int
     size: int
     version: str
+    placed: bool = False
 
     @property
     def bytes(self) -> int:
@@ -76,8 +84,9 @@ def find_pieces(inputs: Sequence[str], domains: Sequence[str], split_bytes: int)
     """All there is to read, in the order of the inputs, then of the names.
 
     Args:
-        inputs: files, folders (searched to any depth), `hf:NAME_OR_PATH`.
-        domains: which are wanted; empty: all. Folders of RedPajama's others are not read.
+        inputs: files, folders (searched to any depth, links followed), `hf:NAME_OR_PATH`.
+        domains: which are wanted; empty: all. Folders of RedPajama's others are not read, so what
+            the records in them call themselves is not looked at.
         split_bytes: plain files above this are cut.
 
     Raises:
@@ -89,13 +98,14 @@ def find_pieces(inputs: Sequence[str], domains: Sequence[str], split_bytes: int)
         if not found:
             raise UserError(f"input={text} holds nothing to read: wanted {', '.join(SUFFIXES)}")
         pieces += found
-    seen: set[tuple[str, int]] = set()
+    seen: set[str] = set()
     for piece in pieces:
-        if (piece.path, piece.start) in seen:
-            raise UserError(f"{piece.path} is in the input twice")
-        seen.add((piece.path, piece.start))
-    unwanted = set(RED_PAJAMA).difference(domains) if domains else set()
-    wanted = [piece for piece in pieces if piece.domain not in unwanted]
+        if piece.start == 0:
+            real = piece.path if piece.kind == "hf" else os.path.realpath(piece.path)
+            if real in seen:
+                raise UserError(f"{piece.path} is in the input twice")
+            seen.add(real)
+    wanted = [x for x in pieces if not domains or not x.placed or x.domain in domains]
     if not wanted:
         there = ", ".join(sorted({piece.domain for piece in pieces}))
         raise UserError(f"domains={list(domains)}: none is in the input, which has {there}")
@@ -122,9 +132,8 @@ def deal(pieces: Sequence[Piece], unit_bytes: int) -> list[list[Piece]]:
 def _files(root: Path, split_bytes: int) -> Iterator[Piece]:
     if not root.exists():
         raise UserError(f"input={root}: there is no such file or folder")
-    root = root.resolve()
-    paths = [root] if root.is_file() else sorted(p for p in root.rglob("*.json*") if p.is_file())
-    for path in paths:
+    root = Path(os.path.abspath(root))  # noqa: PTH100 - a link's target may lack the suffix
+    for path in [root] if root.is_file() else sorted(_below(root)):
         kind = next((SUFFIXES[end] for end in SUFFIXES if path.name.endswith(end)), None)
         if kind is None:
             continue
@@ -133,25 +142,43 @@ def _files(root: Path, split_bytes: int) -> Iterator[Piece]:
         step = split_bytes if kind == "jsonl" else max(size, 1)
         for start in range(0, size, step):
             stop = min(start + step, size)
-            domain = _domain_of(path, root)
-            yield Piece(str(path), kind, domain, start, stop, size, str(found.st_mtime_ns))
+            domain, placed = _domain_of(path, root)
+            version = str(found.st_mtime_ns)
+            yield Piece(str(path), kind, domain, start, stop, size, version, placed)
 
 
-def _domain_of(path: Path, root: Path) -> str:
+def _below(root: Path) -> Iterator[Path]:
+    """Files at any depth; what several links lead to comes once, by its own name if it has one."""
+    top, visited = os.path.realpath(root), set()
+    for folder, names, files in os.walk(root, followlinks=True):
+        here, real = Path(folder), os.path.realpath(folder)
+        link = here != root and here.is_symlink()
+        if real in visited or (link and Path(real).is_relative_to(top)):  # found without the link
+            names.clear()
+            continue
+        visited.add(real)
+        names.sort()
+        found = (here / name for name in files if ".json" in name)
+        yield from (path for path in found if path.is_file())
+
+
+def _domain_of(path: Path, root: Path) -> tuple[str, bool]:
     """RedPajama's, by the innermost folder or the file; else the outermost folder below `root`.
 
     Of a file that is given itself, the folder it is in and its own name.
+
+    Returns:
+        The domain, and whether it is RedPajama's by a folder.
     """
     base = root if root.is_dir() else root.parent
     folders = [base.name, *path.relative_to(base).parts[:-1]]
-    stem = path.name.split(".")[0]
     for name in reversed(folders):
         if domain_name(name) in RED_PAJAMA:
-            return domain_name(name)
-    first = re.match(r"[a-z]+4?", stem.lower())
-    if first and domain_name(first[0]) in RED_PAJAMA:
-        return domain_name(first[0])
-    return domain_name(stem if root == path else (folders[1:] or folders)[0])
+            return domain_name(name), True
+    if named := NAMED.match(path.name.lower()):
+        return ALIASES[named[1]], False
+    stem = path.name.split(".")[0]
+    return domain_name(stem if root == path else (folders[1:] or folders)[0]), False
 
 
 def _dataset(text: str) -> Iterator[Piece]:
@@ -166,8 +193,10 @@ def _dataset(text: str) -> Iterator[Piece]:
     if path.exists():
         version += _fingerprint(path)
     version = hashlib.sha256(version.encode()).hexdigest()[:16]
-    for shard in range(rows.num_shards):
-        yield Piece(name, "hf", domain_name(Path(name).name), shard, rows.num_shards, 0, version)
+    domain, shards = domain_name(Path(name).name), rows.num_shards
+    placed = path.is_dir() and domain in RED_PAJAMA
+    for shard in range(shards):
+        yield Piece(name, "hf", domain, shard, shards, 0, version, placed)
 
 
 def _fingerprint(path: Path) -> str:

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 import orjson
 import zstandard
 
-from data_prep.inputs import RED_PAJAMA, Piece, domain_name, open_dataset
+from data_prep.inputs import Piece, domain_name, open_dataset
 
 BAD = ("not_json", "wrong_type", "no_text", "invalid_utf8", "line_too_long", "truncated_archive")
 BLOCK = 1 << 17  # bytes of an archive that are decompressed at a time
@@ -151,8 +151,7 @@ class Reader:
         return Record(self.lines, text, self._domain(row), row)
 
     def _domain(self, row: Mapping[str, Any]) -> str:
-        if self.piece.domain in RED_PAJAMA:
-            return self.piece.domain
+        """What the record says; else what its place says."""
         meta = row.get("meta")
         if isinstance(meta, str) and LABELS[0] in meta:  # the loader of the hub stores it as JSON
             try:

@@ -23,7 +23,7 @@ from data_prep.decontaminate import Evaluation
 from data_prep.encode import Encoder, load_encoder
 from data_prep.inputs import Piece
 from data_prep.records import Bad, Reader, Record
-from data_prep.work import Work, write_atomically
+from data_prep.work import REPORT, Work, write_atomically
 from longctx.data.store import StoreWriter
 from longctx.errors import UserError
 
@@ -65,13 +65,15 @@ class TokenizeStep(PipelineStep):  # type: ignore[misc]
         self.min_bytes = min_bytes
 
     def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> None:
-        """Reads the unit, writes the shard.
+        """Reads the unit, writes the shard; nothing if it is there.
 
         Raises:
             UserError: if a file, the tokenizer or the evaluation texts are not those planned.
         """
         os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the tasks are what runs in parallel
         work = Work(self.folder)
+        if work.finished(rank):  # the task died before its mark, or another job was quicker
+            return
         encoder, evaluation = _encoder(self.tokenizer), _evaluation(self.evaluation)
         deciding = work.plan["deciding"]
         if (encoder.sha256, evaluation.identity) != (deciding["tokenizer"], deciding["evaluation"]):
@@ -82,8 +84,14 @@ class TokenizeStep(PipelineStep):  # type: ignore[misc]
         with self.track_time(unit="unit"):
             shard = _Shard(self, encoder, evaluation, tmp)
             shard.read(work.unit(rank), work.progress(rank))
-            shutil.rmtree(final, ignore_errors=True)  # made, but the task died before its mark
-            tmp.rename(final)
+            if not work.finished(rank):  # half removed
+                shutil.rmtree(final, ignore_errors=True)
+            try:
+                tmp.rename(final)
+            except OSError:
+                if not work.finished(rank):
+                    raise
+                shutil.rmtree(tmp)  # somebody may be reading the other one, which is the same
         self.stat_update("documents", value=shard.writer.documents)
         self.stat_update("tokens", value=shard.writer.tokens)
         work.progress(rank).unlink(missing_ok=True)
@@ -132,7 +140,7 @@ class _Shard:
             "records": self.records, "counts": self.counts, "other_domain": self.other_domain,
             "domains": list(self.domains), "lines": self.lines, "bad": self.bad, "hits": self.hits,
         }  # fmt: skip
-        write_atomically(self.folder / "report.json", json.dumps(report))
+        write_atomically(self.folder / REPORT, json.dumps(report))
 
     def _take(self, piece: int, record: Record | Bad) -> None:
         self.records += 1

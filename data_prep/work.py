@@ -20,8 +20,8 @@ from typing import Any
 from data_prep.inputs import Piece
 from longctx.errors import UserError
 
-PLAN = "plan.json"
-FORMAT = 1  # of the shards; a change makes all old ones unused
+PLAN, SUBMITTED, REPORT = "plan.json", "submitted", "report.json"
+FORMAT = 2  # of the shards; a change makes all old ones unused
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,10 @@ class Work:
         """Where task `rank` leaves what it made."""
         return self.folder / "shards" / f"{rank:05d}"
 
+    def finished(self, rank: int) -> bool:
+        """Whether the shard of task `rank` is there; it appears when it is complete."""
+        return (self.shard(rank) / REPORT).is_file()
+
     def progress(self, rank: int) -> Path:
         """Where task `rank` notes how many bytes it has read, while it runs."""
         return self.folder / "progress" / f"{rank:05d}"
@@ -80,8 +84,19 @@ class Work:
         return self.folder / "logs" / stage
 
     def forget(self, rank: int) -> None:
-        """Lets task `rank` run again."""
+        """Lets task `rank` run again; its shard goes, or else the task would keep it."""
+        shutil.rmtree(self.shard(rank), ignore_errors=True)
         (self.logs("tokenize") / "completions" / f"{rank:05d}").unlink(missing_ok=True)
+
+    @property
+    def submitted(self) -> str | None:
+        """The number of the SLURM job that was submitted last."""
+        file = self.folder / SUBMITTED
+        return file.read_text("utf-8") if file.is_file() else None
+
+    def note_submitted(self, number: str) -> None:
+        """Keeps the number of a SLURM job."""
+        write_atomically(self.folder / SUBMITTED, number)
 
     @contextmanager
     def locked(self) -> Iterator[None]:

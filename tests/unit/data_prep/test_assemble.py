@@ -1,14 +1,18 @@
 """What is kept: long enough, the first of equals, not evaluated on; and what stops a run."""
 
 import json
+import resource
 import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from data_prep import assemble
 from data_prep.encode import Encoder, load_encoder
 from data_prep.filter_redpajama import plan
+from data_prep.settings import FilterConfig
 from data_prep.work import Work
 from longctx.data.store import TOKENS, Store
 from longctx.errors import UserError
@@ -173,6 +177,7 @@ def test_a_damaged_shard_is_made_again(damage: str, tmp_path: Path) -> None:
         run_here(settings)
     assert not (tmp_path / "out").exists()
     assert len(ranks) > 1
+    assert not shard.exists()
     assert run_here(settings) == [1]
     assert digests(tmp_path / "out") == expected
 
@@ -187,6 +192,97 @@ def test_runs_that_leave_nothing_say_why(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=message):
             run_here(config(tmp_path / "raw", output, **changes))
         assert not output.exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"domains": ["arxiv", "bok"]}, "domain bok does not occur in the input, which has arxiv"),
+        ({"min_tokens_of": {"bok": 9}}, "domain bok does not occur in the input, .* arxiv, c4"),
+        (
+            {"domains": ["arxiv"], "min_tokens_of": {"c4": 9}},
+            r"min_tokens_of\.c4: c4 is not one of domains=\['arxiv'\]",
+        ),
+    ],
+)
+def test_wrong_domains_are_found_at_once(
+    changes: dict[str, object], message: str, tmp_path: Path
+) -> None:
+    for name in ("arxiv", "c4"):
+        write(tmp_path / "raw" / name / "a.jsonl", line("a"))
+    with pytest.raises(UserError, match=message):
+        plan(config(tmp_path / "raw", tmp_path / "out", **changes))
+    write(tmp_path / "raw" / "b.jsonl", line("a"))  # whose records may say what they are
+    if "domains" not in changes or "min_tokens_of" not in changes:
+        plan(config(tmp_path / "raw", tmp_path / "out", **changes))
+
+
+@pytest.fixture
+def few_files() -> Iterator[Callable[[int | None], None]]:
+    """Sets the soft limit to what 20 more files need, and the hard limit that is seen, if any."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    asked = resource.getrlimit
+    patch = pytest.MonkeyPatch()
+
+    def limit(seen: int | None) -> None:
+        taken = {int(file.name) for file in Path("/proc/self/fd").iterdir()}
+        low = [n for n in range(len(taken) + 30) if n not in taken][20]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (low, hard))
+        if seen is not None:
+            patch.setattr(resource, "getrlimit", lambda kind: (asked(kind)[0], seen))
+
+    yield limit
+    patch.undo()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def many(tmp_path: Path) -> FilterConfig:
+    rows = [line(f"text {i}", redpajama_set_name=f"d{i}") for i in range(30)]
+    write(tmp_path / "raw" / "x.jsonl", *rows)
+    return config(tmp_path / "raw", tmp_path / "out")
+
+
+def test_many_domains_may_open_many_files(
+    tmp_path: Path, few_files: Callable[[int | None], None]
+) -> None:
+    settings = many(tmp_path)
+    few_files(None)
+    run_here(settings)
+    assert len(digests(tmp_path / "out")) == 30
+
+
+def test_too_many_domains_say_so(tmp_path: Path, few_files: Callable[[int | None], None]) -> None:
+    settings = many(tmp_path)
+    few_files(300)
+    with pytest.raises(UserError, match="30 domains need 346 open files and the system allows 300"):
+        run_here(settings)
+    assert sorted(x.name for x in tmp_path.iterdir()) == ["out.work", "raw"]
+
+
+def test_a_failure_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(assemble, "draw", full)
+    with pytest.raises(OSError, match="disk full"):
+        run_here(many(tmp_path))
+    assert sorted(x.name for x in tmp_path.iterdir()) == ["out.work", "raw"]
+
+
+def test_a_finished_shard_is_not_touched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = many(tmp_path)
+    run_here(settings)
+    job = plan(settings)
+    shard = job.work.shard(0)
+    before = [(path, path.stat().st_mtime_ns, path.stat().st_ino) for path in shard.rglob("*")]
+    job.tokenize.run(rank=0)  # its mark is lost
+    seen = iter([False, True])  # two jobs at the same time
+    monkeypatch.setattr(Work, "finished", lambda *_: next(seen, True))
+    job.tokenize.run(rank=0)
+    assert before == [
+        (path, path.stat().st_mtime_ns, path.stat().st_ino) for path in shard.rglob("*")
+    ]  # fmt: skip
+    assert [path.name for path in shard.parent.iterdir()] == ["00000"]
 
 
 def test_domains_and_bytes_drop_before_the_tokenizer(tmp_path: Path) -> None:

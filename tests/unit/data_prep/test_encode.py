@@ -173,6 +173,25 @@ def test_which_sentencepiece_models_are_cut(tmp_path: Path) -> None:
     assert not trained(tmp_path, model_type="bpe", split_by_whitespace=False, **words).divisible
 
 
+def test_without_bos_eos_is_on_both_sides(
+    tmp_path: Path, fast_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for nothing in ({}, {"bos_token": None}):
+        config = {"eos_token": {"content": "</s>"}} | nothing
+        (fast_folder / "tokenizer_config.json").write_text(json.dumps(config))
+        encoder = load_encoder(fast_folder)
+        assert (encoder.bos_id, encoder.eos_id) == (2, 2)
+        assert encoder.documents(["a whale"])[0].tolist() == [2, *MODEL.encode("a whale"), 2]
+    (fast_folder / "tokenizer_config.json").write_text('{"bos_token": "<?>", "eos_token": "</s>"}')
+    with pytest.raises(UserError, match="bos_token is missing or not in the vocabulary"):
+        load_encoder(fast_folder)
+    words = {"vocab_size": 90, "hard_vocab_limit": False, "model_type": "bpe"}
+    pieces = trained(tmp_path / "sp", bos_id=-1, eos_id=1, **words)
+    assert (pieces.bos_id, pieces.eos_id) == (1, 1)
+    with pytest.raises(UserError, match="the tokenizer has no EOS"):
+        trained(tmp_path / "sp", eos_id=-1, **words)
+
+
 def test_damaged_and_missing_files(tmp_path: Path, fast_folder: Path) -> None:
     with pytest.raises(UserError, match=r"no tokenizer\.model and no tokenizer\.json"):
         load_encoder(tmp_path / "nowhere")

@@ -16,6 +16,7 @@ from data_prep.settings import ExecutorConfig
 from data_prep.work import Work, plan_text
 from longctx.data.store import Store
 from longctx.errors import UserError
+from tests.conftest import ROOT
 from tests.helpers.raw import config, digests, line, write
 from tests.helpers.steps import Step
 
@@ -67,7 +68,7 @@ def test_a_failing_task_stops_the_run_in_one_line(
     assert "does not want to" not in capfd.readouterr().err
     again = job(tmp_path)
     marks = again.work.logs("tokenize") / "completions"
-    before = {mark.name for mark in marks.iterdir()}
+    before = {mark.name for mark in marks.iterdir()} if marks.is_dir() else set()
     assert "00001" not in before
     for rank in before:
         (tmp_path / "marks" / str(int(rank))).unlink()
@@ -104,11 +105,11 @@ def test_options_are_datatroves(name: str, options: dict[str, Any], message: str
 
 @pytest.mark.skipif(find_spec("ray") is not None, reason="Ray is installed")
 def test_ray_says_how_to_get_it() -> None:
-    with pytest.raises(UserError, match=r"executor=ray needs Ray: pip install 'longctx\[ray\]'"):
+    with pytest.raises(UserError, match=r"executor=ray needs Ray: pip install -e '\.\[ray\]'"):
         check_options("ray", {})
 
 
-@pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed: longctx[ray]")
+@pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed: .[ray]")
 def test_ray_makes_what_local_makes(tmp_path: Path) -> None:
     write(tmp_path / "raw" / "c4" / "a.jsonl", *(line(f"{i} word " * i) for i in range(1, 60)))
     ray = ExecutorConfig("ray", {"mem_per_cpu_gb": 0.5})
@@ -122,16 +123,26 @@ def slurm(**more: Any) -> ExecutorConfig:
     return ExecutorConfig("slurm", {"partition": "cpu", "time": "04:00:00", "qos": None, **more})
 
 
+@pytest.fixture
+def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of commands that act like those of SLURM, first in PATH."""
+    folder = tmp_path / "bin"
+    for name, text in (("sbatch", SBATCH), ("srun", SRUN), ("scontrol", SCONTROL)):
+        command(folder / name, text)
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+    return folder
+
+
+def command(path: Path, text: str) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text)
+    path.chmod(0o755)
+
+
 def test_slurm_jobs_are_right_and_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, tools: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     write(tmp_path / "raw" / "c4" / "a.jsonl", *(line(f"{i} word " * i) for i in range(1, 40)))
-    tools = tmp_path / "bin"
-    tools.mkdir()
-    for name, text in (("sbatch", SBATCH), ("srun", SRUN), ("scontrol", SCONTROL)):
-        (tools / name).write_text(text)
-        (tools / name).chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tools}:/usr/bin:/bin")
     settings = config(
         tmp_path / "raw", tmp_path / "out", split_mib=0.004, workers=8,
         executor=slurm(mem_per_cpu_gb=6, sbatch_args={"account": "us"}),
@@ -142,7 +153,7 @@ def test_slurm_jobs_are_right_and_run(
     for wanted in (
         "--array=0-1%8", "--partition=cpu", "--time=04:00:00", "--mem-per-cpu=6G", "--account=us",
         "--job-name=longctx-tokenize", f'export PATH="{Path(sys.executable).parent}:$PATH"',
-        "launch_pickled_pipeline",
+        f'PYTHONPATH="{ROOT}${{PYTHONPATH:+:$PYTHONPATH}}"', "launch_pickled_pipeline",
     ):  # fmt: skip
         assert wanted in first
     assert "qos" not in first
@@ -151,6 +162,32 @@ def test_slurm_jobs_are_right_and_run(
     Store(tmp_path / "out" / "c4").verify()
     main(settings)
     assert capfd.readouterr().out == f"{tmp_path / 'out'}: already done\n"
+
+
+def test_a_submitted_job_is_remembered(
+    tmp_path: Path, tools: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path / "raw" / "a.jsonl", line("a"))
+    command(tools / "sbatch", "#!/bin/bash\ntouch $0-$$\necho Submitted batch job 41\n")
+    settings = config(tmp_path / "raw", tmp_path / "out", executor=slurm())
+    main(settings)
+    assert "job 41 was submitted" not in capfd.readouterr().out
+    main(settings)  # there is no squeue
+    assert "job 41 was submitted for this before\n" in capfd.readouterr().out
+    command(tools / "squeue", '#!/bin/bash\n[ "$*" = "-j 41 -h" ] && echo 41 cpu longctx\n')
+    calls = len(list(tools.glob("sbatch-*")))
+    with pytest.raises(UserError, match="job 41, submitted before, is still in the queue: wait"):
+        main(settings)
+    assert len(list(tools.glob("sbatch-*"))) == calls
+    command(tools / "squeue", "#!/bin/bash\necho Invalid job id specified >&2\nexit 1\n")
+    main(settings)
+    assert "job 41 was submitted for this before\n" in capfd.readouterr().out
+
+
+def test_what_is_missing_can_be_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("data_prep.filter_redpajama.NEEDED", ("no_such_module",))
+    with pytest.raises(UserError, match=r"pip install -e '\.\[prep\]'"):
+        main(config(tmp_path, tmp_path / "out"))
 
 
 def test_slurm_mistakes_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

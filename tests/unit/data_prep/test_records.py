@@ -153,8 +153,13 @@ def test_a_damaged_archive_is_named(kind: str, tmp_path: Path) -> None:
         ("wiki/x.jsonl", "wikipedia"),
         ("wiki.jsonl", "wikipedia"),
         ("c4-train.00000-of-01024.json.gz", "c4"),
+        ("arxiv_ab38c7d4-cd57-4b33-b4a3-9e4b1c0a9d1e.jsonl", "arxiv"),
+        ("common_crawl_07.jsonl", "common_crawl"),
+        ("book2.jsonl", "book"),
         ("book.jsonl", "book"),
         ("bookshelf.jsonl", "raw"),
+        ("book_reviews.jsonl", "raw"),
+        ("wiki-talk.jsonl", "raw"),
         ("Novels, old/part/x.jsonl", "novels_old"),
         ("x.jsonl", "raw"),
     ],
@@ -178,9 +183,10 @@ def test_domain_by_record(row: dict[str, Any], tmp_path: Path) -> None:
     (labelled,) = read(write(tmp_path / "chunk1" / "x.jsonl", data))
     assert isinstance(labelled, Record)
     assert labelled.domain == "stackexchange"
-    (placed,) = read(write(tmp_path / "arxiv" / "x.jsonl", data))
-    assert isinstance(placed, Record)
-    assert placed.domain == "arxiv"  # RedPajama's folders decide, so that others need no reading
+    for place in ("arxiv/x.jsonl", "book.jsonl"):  # what a record says of itself comes first
+        (placed,) = read(write(tmp_path / place, data))
+        assert isinstance(placed, Record)
+        assert placed.domain == "stackexchange"
 
 
 def test_names_of_domains_are_names_of_folders() -> None:
@@ -192,10 +198,38 @@ def test_names_of_domains_are_names_of_folders() -> None:
 def test_unwanted_folders_are_not_read(tmp_path: Path) -> None:
     for name in ("arxiv/a", "c4/b", "chunk1/c"):
         write(tmp_path / f"{name}.jsonl", line("a"))
+    write(tmp_path / "book_0.jsonl", line("a", redpajama_set_name="RedPajamaArXiv"))
     pieces = find_pieces([str(tmp_path)], ["arxiv"], 1 << 20)
-    assert [piece.domain for piece in pieces] == ["arxiv", "chunk1"]
+    assert [piece.domain for piece in pieces] == ["arxiv", "book", "chunk1"]
+    assert [piece.placed for piece in pieces] == [True, False, False]
     with pytest.raises(UserError, match="none is in the input, which has c4"):
         find_pieces([str(tmp_path / "c4")], ["arxiv"], 1 << 20)
+
+
+def test_links_to_folders_are_followed_once(tmp_path: Path) -> None:
+    write(tmp_path / "disk" / "x" / "deep" / "a.jsonl", line("linked"))
+    write(tmp_path / "raw" / "c4" / "a.jsonl", line("own"))
+    for name, target in (("book", "disk/x"), ("zzz", "disk/x/deep"), ("again", "raw/c4")):
+        (tmp_path / "raw" / name).symlink_to(tmp_path / target)
+    (tmp_path / "disk" / "x" / "circle").symlink_to(tmp_path / "raw")
+    (tmp_path / "raw" / "c4" / "circle").symlink_to(tmp_path / "raw")
+    pieces = find_pieces([str(tmp_path / "raw")], [], 1 << 20)
+    assert [(piece.domain, piece.path) for piece in pieces] == [
+        ("book", str(tmp_path / "raw" / "book" / "deep" / "a.jsonl")),
+        ("c4", str(tmp_path / "raw" / "c4" / "a.jsonl")),
+    ]  # fmt: skip
+    assert texts(tmp_path / "raw") == ["linked", "own"]
+
+
+def test_a_link_may_lead_to_a_file_without_suffix(tmp_path: Path) -> None:
+    write(tmp_path / "blobs" / "0a1b", line("a"))
+    link = tmp_path / "snapshots" / "x.jsonl"
+    link.parent.mkdir()
+    link.symlink_to(tmp_path / "blobs" / "0a1b")
+    assert texts(link) == texts(link.parent) == ["a"]
+    (tmp_path / "y.jsonl").symlink_to(link)
+    with pytest.raises(UserError, match=r"y\.jsonl is in the input twice"):
+        find_pieces([str(link), str(tmp_path / "y.jsonl")], [], 1 << 20)
 
 
 def test_small_files_share_a_unit_and_order_stays(tmp_path: Path) -> None:
