@@ -96,7 +96,7 @@ def beyond(out: Path) -> str:
     return "\n".join(
         [
             "",
-            f"Perplexity of {protocol['documents']} held-out texts by position, one pass over "
+            f"Perplexity by position, held-out texts: {protocol['documents']}, one pass over "
             f"{protocol['rows'][-1]['length']:,} tokens.",
             "",
             *table(["method", *spans], rows),

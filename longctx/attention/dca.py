@@ -3,11 +3,12 @@
 A document is cut into chunks of s tokens and a key keeps its position inside its chunk, `j mod s`.
 A query meets its own chunk at its own position (intra), the chunk before at `s + p` up to c - 1
 (succ), and all older chunks at c - 1 (inter); one softmax over the three.
-Cost: the pairs of full attention, once each, in three flash calls a chunk; queries are rotated two
-times more. The cache holds every key, rotated once, and never changes.
+Cost: the pairs of full attention, once each, in three or four flash calls for each `ROWS` tokens;
+queries are rotated two times more. The cache holds every key, rotated once, and never changes.
 Source: An et al. 2402.17463, sections 3.1-3.4.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -21,6 +22,7 @@ from longctx.errors import UserError
 
 NAME = "dca"
 PRESETS = ("paper", "reference_code")
+ROWS = 1024  # of a block at most: what is held beside the operands is a few blocks of queries
 INTRA, INTER, ALL = "intra", "intra+inter", "intra+inter+succ"
 
 
@@ -176,14 +178,15 @@ class DualChunk:
         return attend(q, k, v, blocks, turns, inv_freq, scaling)
 
     def _blocks(self, m: int, n: int, first: int) -> Iterator[Block]:
-        """The chunks of the last m of n tokens, each with the keys it sees; indices from 0."""
+        """The last m of n tokens, a chunk or less at a time, with their keys; indices from 0."""
         row = n - m
         while row < n:
             chunk = (first + row) // self._s
-            stop = min((chunk + 1) * self._s - first, n)
+            rest = min((chunk + 1) * self._s - first, n) - row
+            stop = row + math.ceil(rest / math.ceil(rest / ROWS))  # alike, and none too short
             own, before = (max(x * self._s - first, 0) for x in (chunk, chunk - 1))
             parts = [Part(row, stop, causal=True)]
-            if own < row:  # earlier tokens of the chunk, from a cache
+            if own < row:  # earlier tokens of the chunk, in a block before or from a cache
                 parts.append(Part(own, row))
             if before < own and self.parts == ALL:
                 parts.append(Part(before, own, "succ"))

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 HALF = (torch.float16, torch.bfloat16)
+SLAB = 1024  # keys whose gradients one backward call makes: what a part holds, whatever its length
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,11 @@ class Part:
     causal: bool = False
     flipped: bool = False
     key_turn: str | None = None
+
+    def slabs(self) -> list[slice]:
+        """Its keys in slices of `SLAB` at most; a causal part is one slice."""
+        step = max(1, self.stop - self.start if self.causal else SLAB)
+        return [slice(i, min(i + step, self.stop)) for i in range(self.start, self.stop, step)]
 
 
 @dataclass(frozen=True)
@@ -131,14 +137,19 @@ class _Merged(torch.autograd.Function):
             grad, o, total = grads[0][:, :, rows], out[:, :, rows], lse[:, :, rows]
             d_rows = torch.zeros_like(grad, dtype=lse.dtype)
             for part in block.parts:
-                keys = slice(part.start, part.stop)
                 q, k, v = _operands(query, key, value, rows, part, turns, inv_freq)
                 g, h, z = (x.flip(2) if part.flipped else x for x in (grad, o, total))
-                found = _flash_backward(q, k, v, g, h, z, part.causal, ctx.scaling)
-                d_q, d_k, d_v = (x.flip(2) if part.flipped else x for x in found)
-                d_rows += _turned(d_q, turns, part.turn, rows, inv_freq, -1)
-                d_key[:, :, keys] += _turned(d_k, turns, part.key_turn, keys, inv_freq, -1)
-                d_value[:, :, keys] += d_v
+                d_part = torch.zeros_like(d_rows)
+                for keys in part.slabs():
+                    own = slice(keys.start - part.start, keys.stop - part.start)
+                    seen = k[:, :, own], v[:, :, own]
+                    found = _flash_backward(q, *seen, g, h, z, part.causal, ctx.scaling)
+                    d_q, d_k, d_v = (x.flip(2) if part.flipped else x for x in found)
+                    d_part += d_q
+                    d_key[:, :, keys] += _turned(d_k, turns, part.key_turn, keys, inv_freq, -1)
+                    d_value[:, :, keys] += d_v
+                    del found, d_q, d_k, d_v  # before those of the next slab exist
+                d_rows += _turned(d_part, turns, part.turn, rows, inv_freq, -1)
             d_query[:, :, rows] = d_rows
         d_key = d_key.to(key.dtype)  # one after the other: the wide one is free before the next
         d_value = d_value.to(value.dtype)
