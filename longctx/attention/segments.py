@@ -70,7 +70,7 @@ def in_documents(
             part = document(q[:, :, own], k[:, :, seen], v[:, :, seen], first)
             zeros = zeros.index_copy(2, own, part)
         rows.append(zeros)
-    return torch.cat(rows).transpose(1, 2)
+    return _joined(rows, 0).transpose(1, 2)
 
 
 def refuse_dropout(name: str, dropout: float) -> None:
@@ -124,7 +124,7 @@ def segmented(
     """One call per segment, and neighbouring rows that are cut alike together: only views."""
     b, heads, s, _ = query.shape
     runs = _runs(positions.expand(b, s), padding)
-    parts = [x.split([count for count, _ in runs]) for x in (query, key, value)]
+    parts = [_cut(x, [count for count, _ in runs], 0) for x in (query, key, value)]
     out, row = [], 0
     for (count, segments), *rows in zip(runs, *parts, strict=True):
         lengths = [length for length, _ in segments]
@@ -132,15 +132,25 @@ def segmented(
         if padding is not None and sum(lengths) < s:
             real = padding[row].nonzero().squeeze(1)
         kept = rows if real is None else [x.index_select(2, real) for x in rows]
-        pieces = zip(*(x.split(lengths, dim=2) for x in kept), segments, strict=True)
+        pieces = zip(*(_cut(x, lengths, 2) for x in kept), segments, strict=True)
         done = [document(q, k, v, first) for q, k, v, (_, first) in pieces]
         if real is None:
-            out.append(torch.cat(done, dim=2))
+            out.append(_joined(done, 2))
         else:
             zeros = query.new_zeros(count, heads, s, value.shape[3])
             out.append(zeros.index_copy(2, real, torch.cat(done, dim=2)) if done else zeros)
         row += count
-    return torch.cat(out).transpose(1, 2)
+    return _joined(out, 0).transpose(1, 2)
+
+
+def _cut(x: Tensor, sizes: list[int], dim: int) -> tuple[Tensor, ...]:
+    """`x` in pieces; one alone is `x` itself, whose gradient then needs no copy either."""
+    return (x,) if len(sizes) == 1 else tuple(x.split(sizes, dim=dim))
+
+
+def _joined(parts: list[Tensor], dim: int) -> Tensor:
+    """The parts in a row; one alone is not copied."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=dim)
 
 
 def _runs(positions: Tensor, padding: Tensor | None) -> list[tuple[int, list[tuple[int, int]]]]:

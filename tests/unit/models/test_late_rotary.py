@@ -7,6 +7,8 @@ import torch
 from transformers import DynamicCache
 
 from longctx import rope as scaling
+from longctx.attention import reference
+from longctx.attention.full import Full
 from longctx.config import RopeConfig
 from longctx.errors import UserError
 from longctx.models import late_rotary
@@ -166,6 +168,25 @@ def test_frequencies_of_a_call(factor, length):
     scale = max(1.0, factor * length / WINDOW - (factor - 1))
     by_hand = (BASE * scale ** (8 / 6)) ** -(torch.arange(0, 8, 2).double() / 8)
     torch.testing.assert_close(want, by_hand, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("new", [1, 6, 23])
+def test_one_layer_is_the_definition_at_the_frequencies_of_the_call(new):
+    """Against the float64 oracle, over a cache of unrotated keys."""
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (
+        torch.randn(2, h, 23, 8, generator=generator, dtype=torch.float64) for h in (4, 2, 2)
+    )
+    mask = torch.tensor([[i >= n for i in range(23)] for n in (0, 4)])
+    at = padded(mask)
+    layer = model().model.layers[0].self_attn
+    attend = late_rotary.rotating("full", Full().attend)
+    ours = attend(layer, q[:, :, -new:], k, v, mask, position_ids=at[:, -new:])[0]
+    rope = RopeConfig("dynamic_ntk", factor=2.0)
+    inv_freq, _ = scaling.inv_freq(rope, BASE, WINDOW, 8, 23)
+    oracle = (Full().definition, q[:, :, -new:], k, v, at.masked_fill(~mask, 0), mask)
+    theirs = reference.attend(*oracle, inv_freq=inv_freq)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
 
 
 def test_key_positions():
