@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from longctx.attention import kernels, segments
+from longctx.attention import kernels
 from longctx.attention.merge import Block, Part, attend
 from longctx.errors import UserError
 
@@ -149,17 +149,14 @@ class DualChunk:
         Raises:
             UserError: if a mask or argument asks for something that would not be honoured.
         """
-        positions = kernels.check_interface(NAME, module, attention_mask, kwargs)
-        segments.refuse_dropout(NAME, dropout)
         rotary: Any = module.rotary
 
         def document(q: Tensor, k: Tensor, v: Tensor, first: int) -> Tensor:
             return self._document(q, k, v, first, rotary.inv_freq, scaling)
 
-        padding = None if attention_mask is None else attention_mask.bool()
-        check = getattr(module, "layer_idx", 0) in (0, None)
-        out = segments.in_documents(query, key, value, positions, padding, document, check)
-        return out, None
+        return kernels.by_documents(
+            NAME, module, query, key, value, attention_mask, dropout, kwargs, document
+        )
 
     def _document(
         self, q: Tensor, k: Tensor, v: Tensor, first: int, inv_freq: Tensor, scaling: float | None

@@ -73,12 +73,6 @@ def in_documents(
     return _joined(rows, 0).transpose(1, 2)
 
 
-def refuse_dropout(name: str, dropout: float) -> None:
-    """Raises UserError if the model wants attention weights dropped, which merged parts cannot."""
-    if dropout:
-        raise UserError(f"attention {name!r} has no attention dropout, and the model asks for it")
-
-
 def require_beginning(name: str, first: int) -> None:
     """Raises UserError if a document does not start at position 0."""
     if first:

@@ -87,8 +87,6 @@ class Streaming:
             UserError: if a mask or argument asks for something that would not be honoured, or a
                 document does not start at position 0.
         """
-        positions = kernels.check_interface(NAME, module, attention_mask, kwargs)
-        segments.refuse_dropout(NAME, dropout)
         rotary: Any = module.rotary
 
         def document(q: Tensor, k: Tensor, v: Tensor, first: int) -> Tensor:
@@ -99,10 +97,9 @@ class Streaming:
             parts = list(window.blocks(m, n, self._window, self.sinks, "sinks", None))
             return attend(q, k, v, parts, turns, rotary.inv_freq, scaling)
 
-        padding = None if attention_mask is None else attention_mask.bool()
-        check = getattr(module, "layer_idx", 0) in (0, None)
-        out = segments.in_documents(query, key, value, positions, padding, document, check)
-        return out, None
+        return kernels.by_documents(
+            NAME, module, query, key, value, attention_mask, dropout, kwargs, document
+        )
 
 
 NUMBERS = Streaming
