@@ -58,3 +58,12 @@ def test_half_precision_merges_and_accumulates_in_fp32():
     for a, b in zip(exact, half, strict=True):
         assert b.dtype == torch.bfloat16
         assert (a - b.double()).norm() / a.norm() < 0.01
+
+
+def test_the_dense_fallback_is_the_kernel(monkeypatch):
+    """What a GPU without a flash kernel for a type runs, here on the CPU."""
+    exact = gradients()
+    monkeypatch.setattr(merge, "_flash", merge._dense)
+    monkeypatch.setattr(merge, "_flash_backward", merge._dense_backward)
+    for a, b in zip(exact, gradients(torch.float32), strict=True):
+        torch.testing.assert_close(b.double(), a, rtol=1e-4, atol=1e-5)
