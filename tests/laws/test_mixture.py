@@ -94,3 +94,7 @@ def test_long_documents_rise_from_thirty_to_seventy_percent():
     kept = lengths[keep(lengths, 4096, 0.15, 0)]
     assert 0.7 < long_share(kept, 4096) < 0.78
     assert long_share(lengths[:0], 4096) == 0
+
+
+def test_a_document_of_just_the_length_is_long():
+    assert keep(np.array([4095, 4096, 4097]), 4096, 0.0, 0).tolist() == [False, True, True]
