@@ -46,11 +46,12 @@ class RopeConfig:
     """How the rotary frequencies are scaled; see `longctx/rope.py` for the formulas.
 
     Args:
-        name: `none | pi | ntk | dynamic_ntk | yarn`.
+        name: `none | pi | ntk | dynamic_ntk | yarn | abf`.
         factor: window extension s = L'/L. None: ceil(target / the model's own window).
         target: window to reach, tokens. Ignored where `factor` is given.
         beta_fast: YaRN only, rotations above which a dimension is left alone.
         beta_slow: YaRN only, rotations below which a dimension is fully interpolated.
+        base: ABF only, the new rope base (theta).
     """
 
     name: str = "none"
@@ -58,6 +59,7 @@ class RopeConfig:
     target: int | None = None
     beta_fast: float | None = None
     beta_slow: float | None = None
+    base: float | None = None
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""RoPE scaling: Position Interpolation, NTK-aware, dynamic NTK and YaRN.
+"""RoPE scaling: Position Interpolation, NTK-aware, dynamic NTK, YaRN, and a base of choice.
 
 Each method stands here twice: as transformers' own rope parameters, which are what a model is
 built and exported with, and as a float64 formula, against which the built model is asserted.
@@ -16,7 +16,7 @@ from torch import Tensor
 from longctx.config import RopeConfig, choice
 from longctx.errors import UserError
 
-NAMES = ("none", "pi", "ntk", "dynamic_ntk", "yarn")
+NAMES = ("none", "pi", "ntk", "dynamic_ntk", "yarn", "abf")
 _OURS = {"default": "none", "linear": "pi", "dynamic": "dynamic_ntk", "yarn": "yarn"}
 
 
@@ -102,7 +102,8 @@ def rope_parameters(
     Raises:
         UserError: if the model is scaled already, or `native` has no flat `rope_theta`.
 
-    Source: NTK-aware base, YaRN (2309.00071) eq. 16; the other formulas are in `inv_freq`.
+    Source: NTK-aware base, YaRN (2309.00071) eq. 16; adjusted base frequency (2309.16039) section
+    4.1: another base, nothing else; the other formulas are in `inv_freq`.
     """
     factor = resolve(rope, window)
     if rope.name == "none":
@@ -123,6 +124,8 @@ def rope_parameters(
         return {"rope_type": "linear", "factor": factor, "rope_theta": base}
     if rope.name == "ntk":
         return {"rope_type": "default", "rope_theta": _ntk_base(base, factor, head_dim)}
+    if rope.name == "abf":
+        return {"rope_type": "default", "rope_theta": _given_base(rope)}
     if rope.name == "dynamic_ntk":
         return {"rope_type": "dynamic", "factor": factor, "rope_theta": base}
     beta_fast, beta_slow = _betas(rope)
@@ -160,6 +163,8 @@ def inv_freq(
     factor = resolve(rope, window)
     if rope.name == "ntk":
         base = _ntk_base(base, factor, head_dim)
+    if rope.name == "abf":
+        base = _given_base(rope)
     if rope.name == "dynamic_ntk":
         length = torch.as_tensor(window if seq_len is None else seq_len).double().clamp(min=window)
         scale = factor * length / window - (factor - 1)
@@ -181,6 +186,12 @@ def inv_freq(
 def _ntk_base(base: float, factor: float, head_dim: int) -> float:
     """Base b s^(d/(d-2)): the highest frequency stays, the lowest is divided by s."""
     return float(base * factor ** (head_dim / (head_dim - 2)))
+
+
+def _given_base(rope: RopeConfig) -> float:
+    if rope.base is None or not 1 < rope.base < math.inf:
+        raise UserError(f"rope.name=abf needs a finite rope.base above 1, not {rope.base}")
+    return float(rope.base)
 
 
 def _inverse(base: Tensor, head_dim: int) -> Tensor:

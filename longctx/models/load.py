@@ -247,6 +247,10 @@ def _prepare(
     method = attention_method(attention)
     if hasattr(method, "for_window"):
         method = method.for_window(native_window(config))
+    if hasattr(method, "for_layers"):
+        heads = config.num_attention_heads
+        key_heads = getattr(config, "num_key_value_heads", None) or heads
+        method = method.for_layers(config.num_hidden_layers, heads, key_heads)
     if hasattr(config, RECORD):
         delattr(config, RECORD)
     if dataclasses.fields(method):

@@ -43,6 +43,24 @@ def test_dynamic_ntk_base_at_a_length(factor, length, base):
     assert float(scaled[1]) ** -64 == pytest.approx(base, abs=0.5)  # theta_1 = base^(-1/64)
 
 
+def test_abf_is_rope_with_another_base():
+    abf = RopeConfig("abf", factor=8, base=5e5)
+    assert rope.rope_parameters(abf, NATIVE, 4096, 128) == {
+        "rope_type": "default",
+        "rope_theta": 5e5,
+    }
+    scaled, factor = rope.inv_freq(abf, 1e4, 4096, 128)
+    assert scaled.tolist() == pytest.approx([5e5 ** (-k / 64) for k in range(64)], rel=1e-12)
+    assert factor == 1.0
+    assert rope.extended_window(abf, 4096) == 32768
+
+
+@pytest.mark.parametrize("base", [None, 1.0, -5.0, math.inf, math.nan])
+def test_abf_needs_a_base(base):
+    with pytest.raises(UserError, match=r"rope\.base"):
+        rope.rope_parameters(RopeConfig("abf", factor=8, base=base), NATIVE, 4096, 128)
+
+
 def test_yarn_golden():
     yarn = RopeConfig("yarn", factor=16, beta_fast=32, beta_slow=1)
     scaled, attention_factor = rope.inv_freq(yarn, 1e4, 4096, 128)
@@ -135,7 +153,7 @@ def test_resolve():
         rope.resolve(RopeConfig("pi"), 2048)
     with pytest.raises(UserError, match="at least 1"):
         rope.resolve(RopeConfig("pi", factor=0.5), 2048)
-    with pytest.raises(UserError, match="none, pi, ntk, dynamic_ntk, yarn"):
+    with pytest.raises(UserError, match="none, pi, ntk, dynamic_ntk, yarn, abf"):
         rope.resolve(RopeConfig("linear", factor=2), 2048)
 
 
