@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from longctx.attention import kernels
-from longctx.attention.merge import Block, Part, attend
+from longctx.attention.merge import attend
+from longctx.attention.parts import Block, Part
 from longctx.errors import UserError
 
 NAME = "dca"

@@ -129,15 +129,15 @@ def causal_in_segments(
     if key.shape[2] != length:
         return _cached(query, key, value, positions, padding, scaling, dropout, first_layer)
     if padding is None and not bool((positions[:, 1:] == 0).any()):
-        return _sdpa(query, key, value, scaling, dropout, causal=length > 1).transpose(1, 2)
+        return sdpa(query, key, value, scaling, dropout, causal=length > 1).transpose(1, 2)
 
     def document(q: Tensor, k: Tensor, v: Tensor, first: int) -> Tensor:
-        return _sdpa(q, k, v, scaling, dropout, causal=True)
+        return sdpa(q, k, v, scaling, dropout, causal=True)
 
     return segments.segmented(query, key, value, positions, padding, document)
 
 
-def _sdpa(
+def sdpa(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -189,7 +189,7 @@ def _cached(
                 "positions restart in a row that continues a cache; a cached row holds one document"
             )
     if s == 1 and padding is None:
-        return _sdpa(query, key, value, scaling, dropout, causal=False).transpose(1, 2)
+        return sdpa(query, key, value, scaling, dropout, causal=False).transpose(1, 2)
     blocks = []
     for start in range(0, s, QUERY_BLOCK):
         stop = min(start + QUERY_BLOCK, s)
@@ -202,6 +202,6 @@ def _cached(
         keys, values = key[:, :, : past + stop], value[:, :, : past + stop]
         mask = live.expand(b, 1, stop - start, past + stop)
         part = query[:, :, start:stop]
-        blocks.append(_sdpa(part, keys, values, scaling, dropout, causal=False, mask=mask))
+        blocks.append(sdpa(part, keys, values, scaling, dropout, causal=False, mask=mask))
     out = torch.cat(blocks, dim=2).transpose(1, 2)
     return out if real is None else out * real[:, :, None, None]

@@ -13,49 +13,14 @@ a time.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-HALF = (torch.float16, torch.bfloat16)
-SLAB = 1024  # keys whose gradients one backward call makes: what a part holds, whatever its length
-
-
-@dataclass(frozen=True)
-class Part:
-    """A slice of keys for the rows of a block.
-
-    Args:
-        start: first key.
-        stop: one past the last key.
-        turn: name of the rotation that the queries get, a key of `turns`; None: as they are.
-        causal: as many keys as rows, and row r sees those up to `start + r`; else all of them.
-        flipped: with `causal`, row r sees those from `start + r` on.
-        key_turn: name of the rotation that the keys get, a key of `turns`; None: as they are.
-    """
-
-    start: int
-    stop: int
-    turn: str | None = None
-    causal: bool = False
-    flipped: bool = False
-    key_turn: str | None = None
-
-    def slabs(self) -> list[slice]:
-        """Its keys in slices of `SLAB` at most; a causal part is one slice."""
-        step = max(1, self.stop - self.start if self.causal else SLAB)
-        return [slice(i, min(i + step, self.stop)) for i in range(self.start, self.stop, step)]
-
-
-@dataclass(frozen=True)
-class Block:
-    """Query rows `start:stop` and the parts that they see, together every key once."""
-
-    start: int
-    stop: int
-    parts: Sequence[Part]
+from longctx.attention.flash import flash as flash  # noqa: PLC0414 - parts are merged elsewhere too
+from longctx.attention.flash import flash_backward
+from longctx.attention.parts import Block, Part
 
 
 def attend(
@@ -64,7 +29,7 @@ def attend(
     value: Tensor,
     blocks: Sequence[Block],
     turns: dict[str, Tensor],
-    inv_freq: Tensor,
+    inv_freq: Tensor | None,
     scaling: float | None,
 ) -> Tensor:
     """One softmax over all parts of each block.
@@ -75,13 +40,16 @@ def attend(
         value: `[b hk n d]`.
         blocks: every query row in exactly one.
         turns: by name, `[m]` positions by which each query is rotated further, or `[n]` each key.
-        inv_freq: `[d/2]`, radians per position; fewer where only the first dimensions rotate.
+        inv_freq: `[d/2]`, radians per position; fewer where only the first dimensions rotate; None
+            without turns.
         scaling: factor on the scores; None: d ** -0.5.
 
     Returns:
         `[b hq m d]`.
     """
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if not query.is_cuda:
+        blocks = [block.leaves() for block in blocks]
     merged: Any = _Merged.apply
     out: Tensor = merged(query, key, value, blocks, turns, inv_freq, scaling)
     return out
@@ -96,32 +64,30 @@ class _Merged(torch.autograd.Function):
         value: Tensor,
         blocks: Sequence[Block],
         turns: dict[str, Tensor],
-        inv_freq: Tensor,
+        inv_freq: Tensor | None,
         scaling: float,
     ) -> Tensor:
         out = torch.empty_like(query)
         wide = torch.float64 if query.dtype == torch.float64 else torch.float32
         total = query.new_empty(query.shape[:3], dtype=wide)
+        groups = query.shape[1] // key.shape[1]
         for block in blocks:
-            rows = slice(block.start, block.stop)
-            merged: Tensor | None = None
-            lse: Tensor | None = None
+            whole = slice(block.start, block.stop)
+            merged = out[:, :, whole]
+            merged = merged.zero_() if out.dtype == wide else torch.zeros_like(merged, dtype=wide)
+            total[:, :, whole] = -torch.inf
             for part in block.parts:
-                q, k, v = _operands(query, key, value, rows, part, turns, inv_freq)
-                o, part_lse = _flash(q, k, v, part.causal, scaling)
-                if part.flipped:
-                    o, part_lse = o.flip(2), part_lse.flip(2)
-                if merged is None or lse is None:
-                    merged = out[:, :, rows].copy_(o) if out.dtype == wide else o.to(wide)
-                    lse = part_lse.to(wide)
-                else:
-                    merged.lerp_(o.to(wide), (part_lse - lse).sigmoid()[..., None])
-                    lse = torch.logaddexp(lse, part_lse)
-                del q, k, v, o  # before those of the next part exist
-            assert merged is not None and lse is not None
+                heads, _, rows = part.of(block, groups)
+                q, k, v = _operands(query, key, value, block, part, turns, inv_freq)
+                found = flash(q, k, v, part.causal, scaling)
+                o, lse = (part.back(x, len(query)) for x in found)
+                own = slice(rows.start - block.start, rows.stop - block.start)
+                sums = part.own(total[:, heads, rows])
+                part.own(merged[:, heads, own]).lerp_(o.to(wide), (lse - sums).sigmoid()[..., None])
+                sums.copy_(torch.logaddexp(sums, lse))
+                del q, k, v, o, found  # before those of the next part exist
             if out.dtype != wide:
-                out[:, :, rows] = merged
-            total[:, :, rows] = lse
+                out[:, :, whole] = merged
         ctx.save_for_backward(query, key, value, out, total, inv_freq, *turns.values())
         ctx.names, ctx.blocks, ctx.scaling = tuple(turns), blocks, scaling
         return out
@@ -130,27 +96,31 @@ class _Merged(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, out, lse, inv_freq, *given = ctx.saved_tensors
         turns = dict(zip(ctx.names, given, strict=True))
+        groups = query.shape[1] // key.shape[1]
         d_query = torch.empty_like(query)
         d_key, d_value = (torch.zeros_like(x, dtype=lse.dtype) for x in (key, value))
         for block in ctx.blocks:
-            rows = slice(block.start, block.stop)
-            grad, o, total = grads[0][:, :, rows], out[:, :, rows], lse[:, :, rows]
-            d_rows = torch.zeros_like(grad, dtype=lse.dtype)
+            d_rows = d_query[:, :, block.start : block.stop]
+            wide = d_rows.dtype == lse.dtype
+            d_rows = d_rows.zero_() if wide else torch.zeros_like(d_rows, dtype=lse.dtype)
             for part in block.parts:
-                q, k, v = _operands(query, key, value, rows, part, turns, inv_freq)
-                g, h, z = (x.flip(2) if part.flipped else x for x in (grad, o, total))
-                d_part = torch.zeros_like(d_rows)
+                heads, key_heads, rows = part.of(block, groups)
+                q, k, v = _operands(query, key, value, block, part, turns, inv_freq)
+                g, h, z = (part.cut(x[:, heads, rows]) for x in (grads[0], out, lse))
+                own = slice(rows.start - block.start, rows.stop - block.start)
+                d_own = part.own(d_rows[:, heads, own])
                 for keys in part.slabs():
-                    own = slice(keys.start - part.start, keys.stop - part.start)
-                    seen = k[:, :, own], v[:, :, own]
-                    found = _flash_backward(q, *seen, g, h, z, part.causal, ctx.scaling)
-                    d_q, d_k, d_v = (x.flip(2) if part.flipped else x for x in found)
-                    d_part += d_q
-                    d_key[:, :, keys] += _turned(d_k, turns, part.key_turn, keys, inv_freq, -1)
-                    d_value[:, :, keys] += d_v
-                    del found, d_q, d_k, d_v  # before those of the next slab exist
-                d_rows += _turned(d_part, turns, part.turn, rows, inv_freq, -1)
-            d_query[:, :, rows] = d_rows
+                    seen = slice(keys.start - part.start, keys.stop - part.start)
+                    slab = (k, v) if part.fold else (k[:, :, seen], v[:, :, seen])
+                    found = flash_backward(q, *slab, g, h, z, part.causal, ctx.scaling)
+                    d_q, d_k, d_v = (part.back(x, len(query)) for x in found)
+                    d_own += _turned(d_q, turns, part.turn, rows, inv_freq, -1)
+                    d_k = _turned(d_k, turns, part.key_turn, keys, inv_freq, -1)
+                    for total, x in ((d_key, d_k), (d_value, d_v)):
+                        part.own(total[:, key_heads, keys], keys=True).add_(x)
+                    del found, slab, d_q, d_k, d_v  # before those of the next slab exist
+            if not wide:
+                d_query[:, :, block.start : block.stop] = d_rows
         d_key = d_key.to(key.dtype)  # one after the other: the wide one is free before the next
         d_value = d_value.to(value.dtype)
         return d_query, d_key, d_value, None, None, None, None
@@ -160,25 +130,32 @@ def _operands(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    rows: slice,
+    block: Block,
     part: Part,
     turns: dict[str, Tensor],
-    inv_freq: Tensor,
+    inv_freq: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What the kernel of a part gets: turned, and reversed where the part is flipped."""
+    """What the kernel of a part gets: turned, and reversed or folded where the part is."""
+    heads, key_heads, rows = part.of(block, query.shape[1] // key.shape[1])
     keys = slice(part.start, part.stop)
-    q = _turned(query[:, :, rows], turns, part.turn, rows, inv_freq, 1)
-    k = _turned(key[:, :, keys], turns, part.key_turn, keys, inv_freq, 1)
-    v = value[:, :, keys]
-    return (q.flip(2), k.flip(2), v.flip(2)) if part.flipped else (q, k, v)
+    q = _turned(query[:, heads, rows], turns, part.turn, rows, inv_freq, 1)
+    k = _turned(key[:, key_heads, keys], turns, part.key_turn, keys, inv_freq, 1)
+    v = value[:, key_heads, keys]
+    return part.cut(q), part.cut(k, keys=True), part.cut(v, keys=True)
 
 
 def _turned(
-    x: Tensor, turns: dict[str, Tensor], turn: str | None, rows: slice, inv_freq: Tensor, sign: int
+    x: Tensor,
+    turns: dict[str, Tensor],
+    turn: str | None,
+    rows: slice,
+    inv_freq: Tensor | None,
+    sign: int,
 ) -> Tensor:
     """`x` `[b h rows d]` rotated by `sign * turns[turn]` positions; angles and sums in fp32."""
     if turn is None:
         return x
+    assert inv_freq is not None
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
     angles = turns[turn][rows].to(wide)[:, None] * inv_freq.to(wide) * sign
     cos, sin = angles.cos(), angles.sin()
@@ -189,85 +166,3 @@ def _turned(
     turned[..., half : 2 * half] = (second * cos).add_(first * sin)
     turned[..., 2 * half :] = rest
     return turned
-
-
-def _flash(q: Tensor, k: Tensor, v: Tensor, causal: bool, scaling: float) -> tuple[Tensor, Tensor]:
-    """(output `[b hq m d]`, log-sum-exp `[b hq m]`) of one part, on the device's flash kernel."""
-    aten = torch.ops.aten
-    if not q.is_cuda:
-        o, lse = aten._scaled_dot_product_flash_attention_for_cpu(
-            q, k, v, 0.0, causal, scale=scaling
-        )
-        return o, lse
-    if q.dtype in HALF and q.shape[-1] % 8 == 0 and q.shape[-1] <= 256:
-        found = aten._scaled_dot_product_flash_attention(q, k, v, 0.0, causal, scale=scaling)
-        return found[0], found[1][:, :, : q.shape[2]]
-    return _dense(q, k, v, causal, scaling)
-
-
-def _flash_backward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    grad: Tensor,
-    o: Tensor,
-    lse: Tensor,
-    causal: bool,
-    scaling: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of one part, given the merged output and log-sum-exp."""
-    aten = torch.ops.aten
-    if not q.is_cuda:
-        found = aten._scaled_dot_product_flash_attention_for_cpu_backward(
-            grad, q, k, v, o, lse.contiguous(), 0.0, causal, scale=scaling
-        )
-    elif q.dtype in HALF and q.shape[-1] % 8 == 0 and q.shape[-1] <= 256:
-        none = torch.empty(0, dtype=torch.int64, device=q.device)
-        seed = torch.zeros(2, dtype=torch.uint64, device=q.device)  # of dropout, which there is not
-        found = aten._scaled_dot_product_flash_attention_backward(
-            grad.contiguous(), q, k, v, o.contiguous(), lse.contiguous(), none, none,
-            q.shape[2], k.shape[2], 0.0, causal, seed, none, scale=scaling,
-        )  # fmt: skip
-    else:
-        found = _dense_backward(q, k, v, grad, o, lse, causal, scaling)
-    return found[0], found[1], found[2]
-
-
-def _scores(q: Tensor, k: Tensor, causal: bool, scaling: float) -> Tensor:
-    """`[b hk g m n]` in fp32: what is left where a device has no flash kernel for a type."""
-    b, heads, m, d = q.shape
-    grouped = q.reshape(b, k.shape[1], heads // k.shape[1], m, d).float()
-    scores = grouped @ k.float().mT[:, :, None] * scaling
-    if causal:
-        live = torch.ones(m, k.shape[2], dtype=torch.bool, device=q.device).tril()
-        scores = scores.masked_fill(~live, -torch.inf)
-    return scores
-
-
-def _dense(q: Tensor, k: Tensor, v: Tensor, causal: bool, scaling: float) -> tuple[Tensor, Tensor]:
-    scores = _scores(q, k, causal, scaling)
-    lse = scores.logsumexp(-1)
-    out = (scores - lse[..., None]).exp() @ v.float()[:, :, None]
-    return out.reshape(q.shape).to(q.dtype), lse.reshape(q.shape[:3])
-
-
-def _dense_backward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    grad: Tensor,
-    o: Tensor,
-    lse: Tensor,
-    causal: bool,
-    scaling: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    scores = _scores(q, k, causal, scaling)
-    shape = (*scores.shape[:3], q.shape[2])
-    weights = (scores - lse.reshape(shape)[..., None]).exp()
-    g = grad.reshape(*shape, -1).float()
-    inner = (g * o.reshape(*shape, -1).float()).sum(-1, keepdim=True)
-    d_scores = weights * (g @ v.float().mT[:, :, None] - inner) * scaling
-    d_q = (d_scores @ k.float()[:, :, None]).reshape(q.shape)
-    d_k = (d_scores.mT @ q.reshape(*shape, -1).float()).sum(2)
-    d_v = (weights.mT @ g).sum(2)
-    return d_q.to(q.dtype), d_k.to(k.dtype), d_v.to(v.dtype)

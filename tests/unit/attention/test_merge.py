@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from longctx.attention import dca, merge
+from longctx.attention import dca, flash, merge, parts
 from longctx.attention.dca import DualChunk
 
 S, D = 61, 8
@@ -15,7 +15,7 @@ S, D = 61, 8
 def gradients(dtype=torch.float64, slab=None, monkeypatch=None):
     """Output and gradients of several chunks, two documents, shared key heads."""
     if slab is not None:
-        monkeypatch.setattr(merge, "SLAB", slab)
+        monkeypatch.setattr(parts, "SLAB", slab)
     generator = torch.Generator().manual_seed(0)
     q, k, v = (
         torch.randn(2, h, S, D, generator=generator).to(dtype).requires_grad_() for h in (4, 2, 2)
@@ -45,11 +45,11 @@ def test_blocks_below_a_chunk_change_nothing(rows, monkeypatch):
 
 
 def test_slabs_cover_the_keys_once():
-    found = [i for s in merge.Part(3, 5003).slabs() for i in range(s.start, s.stop)]
+    found = [i for s in parts.Part(3, 5003).slabs() for i in range(s.start, s.stop)]
     assert found == list(range(3, 5003))
-    lengths = [s.stop - s.start for s in merge.Part(3, 5003).slabs()]
-    assert max(lengths) == merge.SLAB
-    assert merge.Part(0, 5000, causal=True).slabs() == [slice(0, 5000)]
+    lengths = [s.stop - s.start for s in parts.Part(3, 5003).slabs()]
+    assert max(lengths) == parts.SLAB
+    assert parts.Part(0, 5000, causal=True).slabs() == [slice(0, 5000)]
 
 
 def test_half_precision_merges_and_accumulates_in_fp32():
@@ -63,7 +63,7 @@ def test_half_precision_merges_and_accumulates_in_fp32():
 def test_the_dense_fallback_is_the_kernel(monkeypatch):
     """What a GPU without a flash kernel for a type runs, here on the CPU."""
     exact = gradients()
-    monkeypatch.setattr(merge, "_flash", merge._dense)
-    monkeypatch.setattr(merge, "_flash_backward", merge._dense_backward)
+    monkeypatch.setattr(merge, "flash", flash.dense)
+    monkeypatch.setattr(merge, "flash_backward", flash.dense_backward)
     for a, b in zip(exact, gradients(torch.float32), strict=True):
         torch.testing.assert_close(b.double(), a, rtol=1e-4, atol=1e-5)

@@ -13,6 +13,8 @@ from longctx.attention import reference
 from longctx.attention.dca import DualChunk
 from longctx.attention.full import Full
 from longctx.attention.lm_infinite import LmInfinite
+from longctx.attention.longgen_blocks import LongGenBlocks
+from longctx.attention.longgen_window import LongGenWindow
 from longctx.attention.streaming import Streaming
 from longctx.errors import UserError
 
@@ -30,8 +32,15 @@ METHODS = {
     "streaming of one": Streaming(2, 1),
     "lm_infinite": LmInfinite(3, 7),
     "lm_infinite of one": LmInfinite(1, 1),
+    "longgen_window": LongGenWindow(3, 7),
+    "longgen_window without sinks": LongGenWindow(0, 5),
+    "longgen_window of one": LongGenWindow(2, 1),
+    "longgen_blocks": LongGenBlocks(3, 3, 4),
+    "longgen_blocks from 1": LongGenBlocks(2, 2, 3, offset=1),
+    "longgen_blocks alike": LongGenBlocks(4, 2, 2, heads_share=True),
+    "longgen_blocks of one": LongGenBlocks(2, 1, 5),
 }
-FROM_ZERO = [name for name in METHODS if name.startswith(("streaming", "lm_infinite"))]
+FROM_ZERO = [n for n in METHODS if n.startswith(("streaming", "lm_infinite", "longgen"))]
 POSITIONS = {
     "one document": torch.arange(S)[None].expand(B, S),
     "one row of positions": torch.arange(S)[None],
@@ -62,9 +71,17 @@ def layer():
     return module
 
 
+def of_model(method, query, key):
+    """A method that asks for the architecture, with the heads of these tensors; layer 0 of 3."""
+    if not hasattr(method, "for_layers"):
+        return method
+    return method.for_layers(3, query.shape[1], key.shape[1])
+
+
 def call(method, query, key, value, positions, mask=None, **rest):
     """The fast path behind the rotation that the model's rotary module does."""
     m, n = query.shape[2], key.shape[2]
+    method = of_model(method, query, key)
     rotated = getattr(method, "key_positions", lambda p: p)(positions)
     angles = rotated[:, None, :, None] * INV_FREQ
     q = reference.rotate(query, angles[:, :, n - m :])
@@ -78,7 +95,14 @@ def compare(method, tensors, positions, mask=None, new=S, **rest):
     query, key, value = (x.clone().requires_grad_() for x in tensors)
     query = query[:, :, S - new :]
     ours = call(method, query, key, value, positions, mask, **rest)
-    oracle = (method.definition, query, key, value, positions.expand(B, S), mask)
+    oracle = (
+        of_model(method, query, key).definition,
+        query,
+        key,
+        value,
+        positions.expand(B, S),
+        mask,
+    )
     theirs = reference.attend(*oracle, inv_freq=INV_FREQ, **rest)
     torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
     weight = torch.randn(theirs.shape, generator=torch.Generator().manual_seed(1)).double()

@@ -1,0 +1,160 @@
+"""The LongGen sections of docs/results.md: the lab's table, the placement study, the speed table.
+
+python benchmarks/longgen_page.py lab outputs/longgen        after launch/longgen.sh
+python benchmarks/longgen_page.py speed benchmarks/results   after benchmarks/longgen.py
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.results_page import PROTOCOL, perplexities, replace, table  # noqa: E402
+from benchmarks.training_free_page import depths, retrieval  # noqa: E402
+from longctx.eval.figures import COLOURS, new_axes, save  # noqa: E402
+from longctx.eval.report import read_results  # noqa: E402
+
+METHODS = {
+    "full": "full attention",
+    "window": "**LongGen**, sinks and window",
+    "blocks": "**LongGen**, strided blocks",
+    "all_sparse": "every layer sparse",
+    "sliding": "sliding window only",
+}
+PLACES = {  # directory, where the full layers are
+    "all_sparse": "none",
+    "first_1": "first, 1 of 4",
+    "middle_1": "middle, 1 of 4",
+    "last_1": "last, 1 of 4",
+    "first_2": "first, 2 of 4",
+    "window": "middle, 2 of 4 (hourglass)",
+    "last_2": "last, 2 of 4",
+    "interleaved_2": "interleaved, 2 of 4",
+    "full": "all",
+}
+WITHIN = 1.02  # of full attention's perplexity
+
+
+def lab(out: Path) -> str:
+    """Perplexity, passkeys and the placement of the full layers."""
+    found = {name: read_results(out / f"{name}-eval") for name in METHODS | PLACES}
+    lengths = sorted(perplexities(found["full"]))
+    whole = perplexities(found["full"])
+    settings = found["full"]["tasks"]["perplexity"]["settings"]
+    head = [*(f"ppl {n:,}" for n in lengths), "largest over full's"]
+    head += [f"keys {n:,}" for n in lengths]
+
+    def row(title: str, name: str) -> list[str]:
+        ppl, keys = perplexities(found[name]), retrieval(found[name])
+        worst = max(ppl[n] / whole[n] for n in lengths)
+        cells = [f"{ppl[n]:.2f}" for n in lengths]
+        return [title, *cells, f"{worst:.3f}", *(f"{keys[n]:.0%}" for n in lengths)]
+
+    longest = lengths[-1]
+    by_depth = [
+        [title, *(f"{rate:.0%}" for _, rate in depths(found[name], longest))]
+        for name, title in METHODS.items()
+    ]
+    at = [f"depth {depth:g}" for depth, _ in depths(found["full"], longest)]
+    rows = [row(title, name) for name, title in METHODS.items()]
+    figure(found, longest, ROOT / "docs" / "figures" / "longgen_placement.png")
+    return "\n".join(
+        [
+            "",
+            f"Perplexity by `{PROTOCOL}`, stride {settings['stride']}, the first "
+            f"{settings['document_tokens']:,} tokens of each held-out document; keys: passkeys "
+            "found, over five depths of ten prompts each.",
+            "",
+            *table(["attention", *head], rows),
+            *verdicts(found, lengths),
+            f"Passkeys found at {longest:,} by depth (0: at the beginning):",
+            "",
+            *table(["attention", *at], by_depth),
+            "#### Where the full layers stand",
+            "",
+            "Sinks and window everywhere else; the lab model has four layers.",
+            "",
+            *table(["full layers", *head], [row(title, name) for name, title in PLACES.items()]),
+            "![Passkeys found and perplexity by placement](figures/longgen_placement.png)",
+            "",
+            f"Made by `bash launch/longgen.sh`, commit {found['full']['commit']}.",
+            "",
+        ]
+    )
+
+
+def verdicts(found: dict[str, Any], lengths: list[int]) -> list[str]:
+    """The claims, met or missed."""
+    whole, longest = perplexities(found["full"]), lengths[-1]
+    rows = []
+    for name in ("window", "blocks"):
+        ppl = perplexities(found[name])
+        worst = max(ppl[n] / whole[n] for n in lengths)
+        met = "met" if worst <= WITHIN else "**missed**"
+        rows.append([f"{name}: perplexity over full's, at every length", f"{worst:.3f}",
+                     f"<= {WITHIN}", met])  # fmt: skip
+    keys = {name: retrieval(result)[longest] for name, result in found.items()}
+    for name, sign in (("window", ">="), ("blocks", ">="), ("all_sparse", "<")):
+        holds = (
+            keys[name] >= keys["full"] - 0.1 if sign == ">=" else keys[name] < keys["full"] - 0.1
+        )
+        aim = "full's less 10 points" if sign == ">=" else "below full's less 10 points"
+        rows.append([f"{name}: keys at {longest:,}, full has {keys['full']:.0%}",
+                     f"{keys[name]:.0%}", aim, "met" if holds else "**missed**"])  # fmt: skip
+    return table(["claim", "measured", "target", ""], rows)
+
+
+def figure(found: dict[str, Any], length: int, path: Path) -> None:
+    """Passkeys found beside perplexity at the longest length, one bar pair a placement."""
+    drawn, axes = new_axes(8.0, 3.8)
+    names = list(PLACES)
+    axes.bar(range(len(names)), [retrieval(found[n])[length] * 100 for n in names],
+             color=COLOURS[0], width=0.6)  # fmt: skip
+    axes.set_ylabel(f"passkeys found at {length:,}, %", color=COLOURS[0])
+    axes.set_xticks(range(len(names)), [PLACES[n].replace(", ", "\n") for n in names], fontsize=8)
+    other = axes.twinx()
+    other.plot([perplexities(found[n])[length] for n in names], "D", color=COLOURS[1])
+    other.set_ylabel(f"perplexity at {length:,}", color=COLOURS[1])
+    save(drawn, path)
+
+
+def speed(out: Path) -> str:
+    """What benchmarks/longgen.py kept, a table for each device."""
+    lines = [""]
+    for file in sorted(out.glob("longgen_*.json")):
+        kept = json.loads(file.read_text())
+        rows, shapes = [], kept["shapes"]
+        longest = max(row["length"] for row in kept["rows"])
+        for row in kept["rows"]:
+            side, target = row["side"], shapes["targets"].get(row["work"])
+            aim = (
+                ""
+                if target is None or row["length"] < longest
+                else ("met" if row["ratio"] >= target else "**missed**") + f" (>= {target:g})"
+            )
+            saved = 1 - row["cache_bytes"][side] / row["cache_bytes"]["full"]
+            equal = row["cache_bytes"] == row["formula_bytes"]
+            rows.append([row["work"], f"{row['length']:,}", side,
+                         f"{row['ratio']:.2f} ({row['ratios'][0]:.2f} to {row['ratios'][-1]:.2f})",
+                         f"{row['bound']:.2f}", f"{row['of_bound']:.0%}", aim,
+                         f"{saved:.1%}" + ("" if equal else " (formula differs)")])  # fmt: skip
+        lines += [
+            f"{kept['device']}, {kept['threads']} thread(s), torch {kept['torch']}: "
+            f"{shapes['layers']} layers, a third of them full, {shapes['heads']} heads of "
+            f"{shapes['dim']}, feed-forward {shapes['ffn']:,}, {shapes['dtype']}, "
+            f"{shapes['kept']:,} tokens kept. Bound: FLOPs; for decoding, bytes.",
+            "",
+            *table(["work", "tokens", "attention", "times faster (all pairs)", "bound",
+                    "of the bound", "target", "cache saved"], rows),
+            f"Made by `python {kept['command']}`, commit {kept['commit']}.",
+            "",
+        ]  # fmt: skip
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    write = {"lab": lab, "speed": speed}[sys.argv[1]]
+    replace(ROOT / "docs" / "results.md", f"longgen_{sys.argv[1]}", write(Path(sys.argv[2])))
