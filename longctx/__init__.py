@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import longctx.models.register  # noqa: F401 - transformers then knows longctx's checkpoints
+
 
 def __getattr__(name: str) -> Any:
     """Loads `load_model` on first use: importing longctx must not import transformers."""

@@ -17,7 +17,8 @@ def check_decoder(config: PreTrainedConfig, where: str) -> None:
         where: it is from, for the message.
     """
     kind = config.model_type
-    if type(config) not in AutoModelForCausalLM._model_mapping or config.is_encoder_decoder:
+    known = type(config) in AutoModelForCausalLM._model_mapping and not kind.startswith("longctx")
+    if not known or config.is_encoder_decoder:
         raise UserError(f"{where}: {kind!r} is not a decoder-only language model")
     parameters = getattr(config, "rope_parameters", None)
     if not parameters:

@@ -5,7 +5,6 @@ Costs the import of the attention methods, which need torch only.
 
 import dataclasses
 import importlib
-import pkgutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
-import longctx.attention
-from longctx.config import RopeConfig
+from longctx.config_rope import RopeConfig
 from longctx.errors import UserError
 
 # What transformers raises for files or values it cannot use.
@@ -30,7 +28,8 @@ FAILURES = (
     StrictDataclassError,
 )
 
-RECORD = "longctx_attention"  # config key under which a checkpoint keeps its attention method
+FLAT = "longctx_attention_"  # of the methods' files in a checkpoint that has its code beside it
+BESIDE = not __name__.startswith("longctx.")  # this file is in such a checkpoint
 
 Attention = str | Mapping[str, Any] | None
 Rope = RopeConfig | Mapping[str, Any] | str | None
@@ -38,11 +37,11 @@ Dtype = str | torch.dtype | None
 
 
 def attention_methods() -> list[str]:
-    """Names of the methods in `longctx/attention/`."""
-    modules = [m.name for m in pkgutil.iter_modules(longctx.attention.__path__)]
-    return [
-        m for m in modules if hasattr(importlib.import_module(f"longctx.attention.{m}"), "NAME")
-    ]
+    """Names of the methods in `longctx/attention/`, or of those that came with a checkpoint."""
+    here = Path(__file__).parent
+    files = here.glob(f"{FLAT}*.py") if BESIDE else (here.parent / "attention").glob("[!_]*.py")
+    names = sorted(file.stem.removeprefix(FLAT) for file in files)
+    return [name for name in names if hasattr(_module(name), "NAME")]
 
 
 def attention_method(attention: str | Mapping[str, Any]) -> Any:
@@ -56,7 +55,7 @@ def attention_method(attention: str | Mapping[str, Any]) -> Any:
     available = attention_methods()
     if name not in available:
         raise UserError(f"attention.name={name!r} is not one of {', '.join(available)}")
-    numbers = importlib.import_module(f"longctx.attention.{name}").NUMBERS
+    numbers = _module(name).NUMBERS
     known = [field.name for field in dataclasses.fields(numbers)]
     for key in given:
         if key not in known:
@@ -69,10 +68,10 @@ def attention_method(attention: str | Mapping[str, Any]) -> Any:
         raise UserError(f"attention={name}: {error}") from error
 
 
-def method_name(method: Any) -> str:
-    """The name of the module that a method is from."""
-    name: str = importlib.import_module(type(method).__module__).NAME
-    return name
+def _module(name: str) -> Any:
+    """The module of a method."""
+    home = f"{__package__}.{FLAT}" if BESIDE else "longctx.attention."
+    return importlib.import_module(home + name)
 
 
 def rope_config(rope: Rope) -> RopeConfig:

@@ -1,4 +1,4 @@
-"""Writes a model directory that plain transformers loads.
+"""Writes a model directory that transformers loads; with code where its own has no such model.
 
 The directory appears whole or not at all: it is written beside its place and renamed. Costs one
 copy of the weights on disk.
@@ -11,6 +11,7 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from longctx.errors import UserError
+from longctx.models.classes import save_own_code
 from longctx.models.load import load_tokenizer
 
 TOKENIZER_FILES = (
@@ -50,6 +51,7 @@ def export(model: PreTrainedModel, tokenizer_path: str | None, directory: str | 
     except OSError as error:
         raise UserError(f"cannot write {target}: {error}") from error
     try:
+        save_own_code(model, fresh)
         model.save_pretrained(fresh)
         if tokenizer_path is not None:
             _copy_tokenizer(tokenizer_path, fresh)
