@@ -7,6 +7,7 @@ and only the rotary module of the model at hand is changed.
 
 import dataclasses
 import hashlib
+import importlib
 import json
 import sys
 from collections.abc import Callable
@@ -21,20 +22,33 @@ from transformers.masking_utils import AttentionMaskInterface
 from longctx.attention.reference import rotate
 from longctx.errors import UserError
 from longctx.models import late_rotary
-from longctx.models.choose import method_name
 from longctx.models.same_cache import attention_layers, mark_caches
+
+
+def method_name(method: Any) -> str:
+    """The name of the module that a method is from."""
+    name: str = importlib.import_module(type(method).__module__).NAME
+    return name
 
 
 def register_attention(method: Any, config: PreTrainedConfig) -> str:
     """Makes a method known to transformers, under a name of its own that holds its numbers.
 
     Where the angles of the model depend on the length of the call, the method rotates by itself.
+
+    Raises:
+        UserError: if it would have to rotate keys that it has evicted.
     """
     numbers, attend = dataclasses.asdict(method), method.attend
     name = "longctx_" + method_name(method)
     if numbers:
         name += "_" + hashlib.sha256(json.dumps(numbers, sort_keys=True).encode()).hexdigest()[:8]
     if late_rotary.wanted(config):
+        if hasattr(method, "evicts"):
+            raise UserError(
+                f"attention {method_name(method)!r} evicts cached keys, and a dynamic rope rotates "
+                "all of them in every call: choose another rope"
+            )
         name += late_rotary.SUFFIX
         attend = late_rotary.rotating(method_name(method), attend)
     AttentionInterface.register(name, attend)

@@ -22,7 +22,7 @@ from transformers import PreTrainedConfig
 from longctx import rope as scaling
 from longctx.attention import kernels
 from longctx.attention.reference import rotate
-from longctx.config import RopeConfig
+from longctx.config_rope import RopeConfig
 
 SUFFIX = "_late_rotary"  # of the attention's name in transformers; it tells both sides
 

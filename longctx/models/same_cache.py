@@ -1,7 +1,9 @@
 """A cache belongs to the attention that filled it: keys rotated for another one are refused.
 
 The first attention layer marks an empty cache with what its keys are rotated for, and compares the
-mark of a filled one. Reordering, selecting and copying a cache keep it. Costs a comparison a call.
+mark of a filled one. Reordering, selecting and copying a cache keep it. An attention that evicts
+tokens gets its own kind of layers in the empty cache here, whoever made it, and is told before each
+call where padding stands. Costs a comparison a call.
 """
 
 from typing import Any
@@ -10,8 +12,10 @@ from torch import nn
 from transformers import Cache, PreTrainedModel
 
 from longctx.errors import UserError
-from longctx.models import late_rotary
+from longctx.models import kept_cache, late_rotary
+from longctx.models.kept_call import Call
 
+METHOD = "longctx_attention"  # attribute of the layer: what fills its caches
 MARK = "longctx_keys"  # attribute of the layer and of the caches that it filled
 TRUE = "true positions"  # also of a cache without mark: it comes from a plain model
 
@@ -29,22 +33,37 @@ def mark_caches(model: PreTrainedModel, method: Any) -> None:
         method: that attention; methods that leave keys at their true positions share caches.
     """
     elsewhere = hasattr(method, "key_positions") or late_rotary.attached(model.config)
-    for layer in attention_layers(model)[:1]:
+    name = model.config._attn_implementation
+    mark = name if elsewhere else TRUE
+    if hasattr(method, "evicts"):
+        mark = f"{TRUE}, as far as {name} keeps them"
+    layers = attention_layers(model)
+    for layer in layers[:1]:
         if MARK not in layer.__dict__:
             layer.register_forward_pre_hook(_compare, with_kwargs=True)
-        layer.__dict__[MARK] = model.config._attn_implementation if elsewhere else TRUE
+        count = 1 + max(each.layer_idx for each in layers)
+        layer.__dict__[MARK], layer.__dict__[METHOD] = mark, (method, count)
 
 
 def _compare(layer: Any, args: tuple[Any, ...], named: dict[str, Any]) -> None:
     """Marks an empty cache, and raises UserError for one that another attention filled."""
     ours = layer.__dict__[MARK]
+    method, layers = layer.__dict__[METHOD]
     for cache in (*args, *named.values()):
         if not isinstance(cache, Cache):
             continue
-        if not cache.get_seq_length(layer.layer_idx):
+        columns = int(cache.get_seq_length(layer.layer_idx))
+        if not columns:
+            kept_cache.fit_layers(cache, method, layers)
             setattr(cache, MARK, ours)
         elif (theirs := getattr(cache, MARK, TRUE)) != ours:
             raise UserError(
                 f"the cache holds keys rotated for {theirs}, and this model's attention needs "
                 f"them rotated for {ours}: start with an empty cache"
             )
+        if hasattr(method, "evicts"):
+            mask = named.get("attention_mask")
+            padding = mask if mask is not None and mask.dim() == 2 else None
+            new = (args[0] if args else named["hidden_states"]).shape[1]
+            call = Call(method, columns, new, padding, named.get("position_ids"))
+            kept_cache.announce(cache, call)

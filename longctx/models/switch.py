@@ -12,7 +12,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from longctx.errors import UserError
 from longctx.models import attach
-from longctx.models.choose import RECORD
+from longctx.models.classes import fit_class
+from longctx.models.restore import RECORD
 
 
 def switch(
@@ -49,6 +50,7 @@ def switch(
         delattr(model.config, RECORD)
     if hasattr(config, RECORD):
         setattr(model.config, RECORD, getattr(config, RECORD))
+    fit_class(model)
     if dtype is not None:
         model.config.dtype = dtype
         nn.Module.to(model, dtype)
