@@ -58,7 +58,9 @@ class Stream:
         self._start, self._seen = self._seen, len(self.tokens)
 
 
-def prefill(model: Any, tokens: Tensor, size: int, done: Callable[[int], object]) -> Any:
+def prefill(
+    model: Any, tokens: Tensor, size: int, done: Callable[[int], object], contexts: Any = None
+) -> Any:
     """The model's own cache of all tokens but the last `size` or fewer, which `generate()` reads.
 
     Args:
@@ -66,14 +68,17 @@ def prefill(model: Any, tokens: Tensor, size: int, done: Callable[[int], object]
         tokens: `[1 s]`.
         size: tokens in one forward pass.
         done: called with the number of tokens of each.
+        contexts: what an encoder has read; None: the model has none, or nothing to read.
 
     Returns:
         The cache; None where the tokens fit into one pass.
     """
     cache, decoder = None, model.get_decoder()
+    named = {} if contexts is None else contexts.named()
     for start in range(0, tokens.shape[1] - size, size):
         piece = tokens[:, start : start + size]
-        cache = decoder(input_ids=piece, past_key_values=cache, use_cache=True).past_key_values
+        out = decoder(input_ids=piece, past_key_values=cache, use_cache=True, **named)
+        cache = out.past_key_values
         done(size)
     return cache
 
@@ -85,6 +90,7 @@ def continue_tokens(
     size: int,
     stream: Stream | None = None,
     done: Callable[[int], object] = lambda count: None,
+    contexts: Any = None,
     **settings: Any,
 ) -> Tensor:
     """The prompt and what follows: the tokens of one `generate()` call, but prefilled in pieces.
@@ -95,6 +101,7 @@ def continue_tokens(
         size: tokens of the prompt in one forward pass.
         stream: gets each token when it is there.
         done: called with the number of tokens of each forward pass before the first new token.
+        contexts: what an encoder has read, of a model that takes it; None: nothing.
         **settings: of `generate()`.
 
     Returns:
@@ -102,7 +109,9 @@ def continue_tokens(
     """
     if model.config.rope_parameters["rope_type"] in ("dynamic", "longrope"):
         size = tokens.shape[1]  # their angles depend on the length of the call
-    cache = prefill(model, tokens, size, done)
+    cache = prefill(model, tokens, size, done, contexts)
+    if contexts is not None:
+        settings["contexts"] = contexts
     mask = torch.ones_like(tokens)  # else prompt tokens that equal the padding token are left out
     out: Tensor = model.generate(
         tokens,

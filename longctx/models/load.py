@@ -35,10 +35,10 @@ from longctx.models.choose import (
     attention_method,
     cannot,
     locate,
-    method_name,
     rope_config,
 )
-from longctx.models.choose import RECORD as RECORD  # noqa: PLC0414 - part of what is loaded
+from longctx.models.classes import fit_class, make_stock
+from longctx.models.restore import RECORD as RECORD  # noqa: PLC0414 - part of what is loaded
 from longctx.models.switch import switch
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -73,6 +73,10 @@ def load_model(
         config = AutoConfig.from_pretrained(where, **extra)
     except FAILURES as error:
         raise cannot("read the configuration of", path, error) from error
+    if config.model_type == "longctx_cepe":
+        from longctx.models.cepe_files import load_cepe  # it needs this module
+
+        return load_cepe(path, attention, rope, dtype, device)
     config, expected, method, name = _prepare(config, attention, rope, path)
     options: dict[str, Any] = {**extra, "dtype": "auto" if dtype is None else _dtype(dtype)}
     if not extra:
@@ -92,6 +96,7 @@ def load_model(
     if extra:
         _forget_quantisation(model)
     attach.guard_rotary(model, expected, method)
+    fit_class(model)
     if device is not None:
         nn.Module.to(model, device)
     return model
@@ -126,6 +131,7 @@ def build_model(
             config, attn_implementation=name, dtype=torch.float32
         )
     attach.guard_rotary(model, expected, method)
+    fit_class(model)
     model.config.dtype = _dtype(dtype)
     nn.Module.to(model, _dtype(dtype))
     return model
@@ -177,7 +183,7 @@ def describe(model: PreTrainedModel) -> dict[str, Any]:
         "architecture": type(model).__name__,
         "parameters": sum(p.numel() for p in model.parameters()),
         "dtype": str(model.dtype).removeprefix("torch."),
-        "attention": model.config._attn_implementation,
+        "attention": model.config.get_text_config()._attn_implementation,
         "kernel": "sdpa",
         "window": native_window(model.config),
         "rope_type": parameters["rope_type"],
@@ -199,6 +205,7 @@ def architecture_of(path: str) -> dict[str, Any]:
         config: PreTrainedConfig = AutoConfig.from_pretrained(where, **extra)
     except FAILURES as error:
         raise cannot("read the configuration of", path, error) from error
+    make_stock(config)
     fields: dict[str, Any] = config.to_diff_dict()
     known = AutoConfig.for_model(config.model_type)
     return {k: v for k, v in fields.items() if k == "model_type" or hasattr(known, k)}
@@ -214,6 +221,10 @@ def _built(
     """`load_model` of what is loaded already."""
     if rope is not None:
         raise UserError("rope= cannot change a model that is built: give it where you load it")
+    if hasattr(model, "encode"):  # the decoder's attention changes, the encoder's stays
+        _built(model.get_decoder(), attention, None, None, None)
+        model.config.dtype = model.dtype if dtype is None else _dtype(dtype)
+        return nn.Module.to(model, device=device, dtype=model.config.dtype)
     config = copy.deepcopy(model.config)
     prepared = _prepare(config, attention, None, type(model).__name__)
     return switch(model, prepared, None if dtype is None else _dtype(dtype), device)
@@ -228,6 +239,7 @@ def _prepare(
         (the configuration, the expected frequencies or None if not known here, the attention
         method, transformers' name of it).
     """
+    make_stock(config)
     check_decoder(config, where)
     window, native = native_window(config), dict(config.rope_parameters)
     dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -254,7 +266,7 @@ def _prepare(
     if hasattr(config, RECORD):
         delattr(config, RECORD)
     if dataclasses.fields(method):
-        setattr(config, RECORD, {"name": method_name(method), **dataclasses.asdict(method)})
+        setattr(config, RECORD, {"name": attach.method_name(method), **dataclasses.asdict(method)})
     return config, expected, method, attach.register_attention(method, config)
 
 

@@ -23,7 +23,9 @@ def network(kind="llama", attention=None, rope=None, **more):
 
 def plain_twin(ours):
     """The same weights in a plain transformers model with its own attention."""
-    config = type(ours.config)(**ours.config.to_diff_dict())
+    fields = {k: v for k, v in ours.config.to_diff_dict().items() if not k.startswith("longctx_")}
+    del fields["model_type"]
+    config = getattr(type(ours.config), "stock", type(ours.config))(**fields)
     twin = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
     twin.load_state_dict(ours.state_dict())
     return twin.double().eval()

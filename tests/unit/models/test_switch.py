@@ -132,6 +132,6 @@ def test_an_architecture_that_cannot_is_left_as_it_was():
 
 def test_a_switched_model_is_saved_and_loaded(tmp_path):
     model = longctx.load_model(plain_twin(network()), DCA)
-    assert type(model) is LlamaForCausalLM
+    assert isinstance(model, LlamaForCausalLM)
     model.save_pretrained(tmp_path)
     assert longctx.load_model(tmp_path).config.longctx_attention == model.config.longctx_attention

@@ -1,0 +1,114 @@
+"""Contexts on their way into a model: checked, encoded in bounded batches, joined.
+
+What is kept is one state `[e]` a token, for all decoder layers; the encoder keeps no cache.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from longctx.errors import UserError
+
+BATCH_TOKENS = 32_768  # context tokens that the encoder reads in one pass
+
+
+@dataclass(frozen=True)
+class Contexts:
+    """Encoded contexts: chunks one behind the other.
+
+    Args:
+        states: `[b n e]`.
+        mask: `[b n]` bool, True on real tokens; None: all are real.
+    """
+
+    states: Tensor
+    mask: Tensor | None = None
+
+    def named(self) -> dict[str, Tensor | None]:
+        """As the keyword arguments with which they travel through the decoder."""
+        return {"cross_states": self.states, "cross_mask": self.mask}
+
+    def repeated(self, times: int) -> "Contexts":
+        """Each row so many times, for beams and samples."""
+        mask = None if self.mask is None else self.mask.repeat_interleave(times, dim=0)
+        return Contexts(self.states.repeat_interleave(times, dim=0), mask)
+
+
+def check(ids: Tensor, mask: Tensor | None, window: int, limit: int) -> None:
+    """Raises UserError unless an encoder can read these contexts.
+
+    Args:
+        ids: `[b c l]`.
+        mask: `[b c l]`, or None.
+        window: tokens that the encoder reads at most.
+        limit: ids of its vocabulary that a context may hold: 0 to limit - 1.
+    """
+    if ids.dim() != 3:
+        raise UserError(f"context_ids must be [rows, contexts, tokens], not {list(ids.shape)}")
+    if mask is not None and mask.shape != ids.shape:
+        raise UserError(
+            f"contexts of shape {list(ids.shape)} have a mask of shape {list(mask.shape)}: "
+            "pad them to one length, and mark real tokens"
+        )
+    if ids.shape[2] > window:
+        raise UserError(
+            f"contexts of {ids.shape[2]} tokens, and the encoder reads {window} at a time: "
+            "cut them into shorter ones"
+        )
+    if ids.is_floating_point() or ids.dtype == torch.bool:
+        raise UserError(f"context_ids must be integers, not {ids.dtype}")
+    if ids.numel() and ids.device.type != "meta":
+        low, high = (int(x) for x in torch.stack(ids.aminmax()).tolist())
+        if low < 0 or high >= limit:
+            wrong = low if low < 0 else high
+            raise UserError(
+                f"context_ids hold {wrong}, and the encoder reads 0 to {limit - 1}: the tokens of "
+                "the tokenizer that it was trained with, without the mask token"
+            )
+
+
+def encode(encoder: Any, ids: Tensor, mask: Tensor | None, batch_chunks: int | None) -> Contexts:
+    """Reads checked contexts; each chunk by itself, from position 0.
+
+    Args:
+        encoder: a bidirectional model.
+        ids: `[b c l]`.
+        mask: `[b c l]`, True on real tokens; None: all are real.
+        batch_chunks: chunks in one pass. None: `BATCH_TOKENS` tokens of them.
+    """
+    b, c, length = ids.shape
+    if not ids.numel():
+        width = encoder.config.hidden_size
+        return Contexts(torch.zeros(b, 0, width, dtype=encoder.dtype, device=ids.device))
+    real = None if mask is None else mask.bool()
+    if real is not None and bool(real.all()):
+        real = None
+    many = batch_chunks or max(1, BATCH_TOKENS // length)
+    chunks = ids.flatten(0, 1).split(many)
+    masks: Sequence[Tensor | None] = [None] * len(chunks)
+    if real is not None:
+        masks = real.flatten(0, 1).split(many)
+    states = [
+        encoder(input_ids=x, attention_mask=m, use_cache=False).last_hidden_state
+        for x, m in zip(chunks, masks, strict=True)
+    ]
+    whole = states[0] if len(states) == 1 else torch.cat(states)
+    return Contexts(whole.reshape(b, c * length, -1), None if real is None else real.flatten(1))
+
+
+def joined(first: Contexts, second: Contexts) -> Contexts:
+    """The second behind the first, row by row."""
+    mask = None
+    if first.mask is not None or second.mask is not None:
+        mask = torch.cat([_mask(first), _mask(second)], dim=1)
+    return Contexts(torch.cat([first.states, second.states], dim=1), mask)
+
+
+def _mask(contexts: Contexts) -> Tensor:
+    if contexts.mask is not None:
+        return contexts.mask
+    states = contexts.states
+    return torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)
