@@ -23,7 +23,9 @@ class Batch:
         positions: `[b s]` int64. They restart at 0 where a document starts; that restart is the
             only boundary mark, and it drives the attention mask.
         contexts: `[b c l]` int64, tokens for an encoder; None for plain decoders.
-        context_mask: `[b c l]` bool, True on real tokens.
+        context_mask: `[b c l]` bool, True on tokens that the encoder sees; None: all.
+        teacher_ids: `[b s k]` int64, the most probable next tokens of a stored teacher; None: none.
+        teacher_probabilities: `[b s k+1]` of those, and of all other tokens together.
     """
 
     tokens: Tensor
@@ -31,6 +33,8 @@ class Batch:
     positions: Tensor
     contexts: Tensor | None = None
     context_mask: Tensor | None = None
+    teacher_ids: Tensor | None = None
+    teacher_probabilities: Tensor | None = None
 
     def tensors(self) -> dict[str, Tensor]:
         """The fields that are present, by name."""

@@ -4,23 +4,21 @@ An unknown or ill-typed key fails when the configuration is composed, with the k
 here is what versions without that setting did, so that their checkpoints still open.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+# Whoever reads a config needs these too.
+from longctx.config_cepe import CepeConfig as CepeConfig  # noqa: PLC0414
+from longctx.config_cepe import EncoderConfig as EncoderConfig  # noqa: PLC0414
+from longctx.config_data import ContextsConfig as ContextsConfig  # noqa: PLC0414
+from longctx.config_data import DataConfig as DataConfig  # noqa: PLC0414
+from longctx.config_distill import KlConfig as KlConfig  # noqa: PLC0414
+from longctx.config_distill import TeacherConfig as TeacherConfig  # noqa: PLC0414
+from longctx.config_rope import RopeConfig as RopeConfig  # noqa: PLC0414
 from longctx.errors import UserError
-from longctx.typed import build as build  # noqa: PLC0414 - whoever reads a config needs it
-
-
-def choice(value: str, allowed: tuple[str, ...], key: str) -> None:
-    """Raises UserError unless `value` is one of `allowed`; `key` names the setting."""
-    if value not in allowed:
-        raise UserError(f"{key}={value!r} is not one of {', '.join(allowed)}")
-
-
-def positive(value: float, key: str) -> None:
-    """Raises UserError unless `value` is above zero; `key` names the setting."""
-    if not value > 0:
-        raise UserError(f"{key}={value} must be above 0")
+from longctx.typed import build as build  # noqa: PLC0414
+from longctx.typed import choice as choice  # noqa: PLC0414
+from longctx.typed import positive as positive  # noqa: PLC0414
 
 
 @dataclass(frozen=True)
@@ -42,27 +40,6 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
-class RopeConfig:
-    """How the rotary frequencies are scaled; see `longctx/rope.py` for the formulas.
-
-    Args:
-        name: `none | pi | ntk | dynamic_ntk | yarn | abf`.
-        factor: window extension s = L'/L. None: ceil(target / the model's own window).
-        target: window to reach, tokens. Ignored where `factor` is given.
-        beta_fast: YaRN only, rotations above which a dimension is left alone.
-        beta_slow: YaRN only, rotations below which a dimension is fully interpolated.
-        base: ABF only, the new rope base (theta).
-    """
-
-    name: str = "none"
-    factor: float | None = None
-    target: int | None = None
-    beta_fast: float | None = None
-    beta_slow: float | None = None
-    base: float | None = None
-
-
-@dataclass(frozen=True)
 class AdapterConfig:
     """Full fine-tuning, or low-rank adapters through peft.
 
@@ -79,56 +56,6 @@ class AdapterConfig:
     alpha: float
     targets: list[str]
     also_train: list[str]
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """Token stores and how rows are made of them.
-
-    Args:
-        store: token-store directories to train on.
-        held_out: token-store directories for periodic evaluation; empty: none.
-        seq_len: row length s, tokens.
-        packing: `concat` (documents joined and cut, as the papers do) or `best_fit` (whole
-            documents; only those longer than a row are cut).
-        mask_documents: attention stays inside a document (positions restart at each).
-        weights: share of each store in the training rows, in any unit. None: all stores are one
-            shuffled corpus.
-        long_tokens: up-sample documents of at least so many tokens, by leaving out shorter ones
-            of the training stores. None: keep all.
-        short_keep: probability that a document below `long_tokens` is kept.
-        prefetch: steps whose rows are read in the background, ahead of training; 0: none.
-    """
-
-    store: list[str]
-    held_out: list[str]
-    seq_len: int
-    packing: str
-    mask_documents: bool
-    weights: list[float] | None = None
-    long_tokens: int | None = None
-    short_keep: float = 1.0
-    prefetch: int = 0
-
-    def __post_init__(self) -> None:
-        positive(self.seq_len, "data.seq_len")
-        choice(self.packing, ("concat", "best_fit"), "data.packing")
-        if self.weights is not None:
-            if len(self.weights) != len(self.store):
-                raise UserError(
-                    f"data.weights has {len(self.weights)} numbers for "
-                    f"{len(self.store)} directories in data.store: give one for each"
-                )
-            for i, weight in enumerate(self.weights):
-                positive(weight, f"data.weights[{i}]")
-                if weight == float("inf"):
-                    raise UserError(f"data.weights[{i}]=inf must be finite")
-        if self.long_tokens is not None:
-            positive(self.long_tokens, "data.long_tokens")
-        if not 0 <= self.short_keep <= 1:
-            raise UserError(f"data.short_keep={self.short_keep} must be between 0 and 1")
-        if self.prefetch < 0:
-            raise UserError(f"data.prefetch={self.prefetch} must not be below 0")
 
 
 @dataclass(frozen=True)
@@ -261,6 +188,8 @@ class RunConfig:
         name: the recipe's name.
         builder: module that holds the RECIPE, below `recipes`.
         model, rope, adapter, data, optim, parallel, train, wandb: see their classes.
+        encoder, contexts, cepe: see their classes; for recipes that train an encoder.
+        kl, teacher: see their classes; for recipes that distil.
         attention: `name` of a method in `longctx/attention/` and that method's own numbers.
         logger: `wandb | none`; metrics.jsonl is written in any case.
         resume: `auto` (newest valid checkpoint of run_dir, else start) `| none |` a checkpoint.
@@ -285,6 +214,16 @@ class RunConfig:
     dry_run: bool
     seed: int
     run_dir: str
+    encoder: EncoderConfig = field(default_factory=lambda: EncoderConfig("none", None, {}))
+    contexts: ContextsConfig = field(default_factory=ContextsConfig)
+    cepe: CepeConfig = field(default_factory=CepeConfig)
+    kl: KlConfig = field(default_factory=KlConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+
+    @property
+    def row_tokens(self) -> int:
+        """Tokens of text in a row: its own and, unless they are the same, its contexts'."""
+        return self.data.seq_len + (0 if self.contexts.repeat else self.contexts.tokens)
 
     def __post_init__(self) -> None:
         choice(self.logger, ("wandb", "none"), "logger")
@@ -292,6 +231,11 @@ class RunConfig:
             raise UserError(f"seed={self.seed} must be at least 0")
         if not self.builder.startswith("recipes."):
             raise UserError(f"builder={self.builder!r} must be a module below recipes")
+        if self.contexts.repeat and self.contexts.tokens != self.data.seq_len:
+            raise UserError(
+                f"contexts.repeat=true needs contexts.count x contexts.size = "
+                f"{self.contexts.tokens} equal to data.seq_len={self.data.seq_len}"
+            )
         if self.train.dtype == "bf16" and self.parallel.zero_stage == 0:
             raise UserError(
                 "train.dtype=bf16 needs parallel.zero_stage >= 1: DeepSpeed's stage 0 takes a "

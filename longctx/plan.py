@@ -6,7 +6,6 @@ stores are at hand, the lengths of their documents. The memory plan counts what 
 """
 
 import os
-from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -15,8 +14,8 @@ from torch import nn
 
 from longctx.config import RunConfig
 from longctx.errors import UserError
-from longctx.models.load import architecture_of, build_model, describe
-from longctx.recipe import Data
+from longctx.models.load import describe
+from longctx.recipe import Data, Recipe
 from longctx.train.loss import LOGITS_BYTES
 
 GIB = 2**30
@@ -25,16 +24,18 @@ GIB = 2**30
 def batch_arithmetic(run: RunConfig, ranks: int) -> str:
     """Tokens per rank x ranks x accumulation = tokens per step, in one line.
 
+    Tokens of contexts count, unless they are the row's own.
+
     Raises:
         UserError: if the rows of a step cannot be dealt out evenly.
     """
     passes = run.train.accumulation(ranks)
-    per_rank = run.train.micro_batch_rows * run.data.seq_len
+    per_rank = run.train.micro_batch_rows * run.row_tokens
     total = per_rank * ranks * passes
     return (
         f"{per_rank:,} tokens per rank x {ranks} ranks x {passes} accumulation "
         f"= {total:,} tokens per step; x {run.train.max_steps:,} steps "
-        f"= {total * run.train.max_steps / 1e9:.3g}B tokens"
+        f"= {total * run.train.max_steps / 1e9:.4g}B tokens"
     )
 
 
@@ -60,14 +61,19 @@ def memory(run: RunConfig, parameters: int, trained: int, ranks: int) -> dict[st
     }
 
 
-def activations(run: RunConfig, model: nn.Module) -> dict[str, float]:
+def activations(run: RunConfig, model: Any) -> dict[str, float]:
     """Bytes per rank for one micro-batch: layer inputs kept, and the logits that exist at once."""
     tokens = run.train.micro_batch_rows * run.data.seq_len
     width = 2 if run.train.dtype == "bf16" else 4
     config: Any = model.config
     inputs = tokens * config.hidden_size * config.num_hidden_layers * width
     logits = min(LOGITS_BYTES, 4 * tokens * config.vocab_size)
-    return {"layer inputs": float(inputs), "logits and their gradient": 2.0 * logits}
+    plan = {"layer inputs": float(inputs), "logits and their gradient": 2.0 * logits}
+    if run.contexts.count:
+        encoder = model.encoder.config
+        context = run.train.micro_batch_rows * run.contexts.tokens * width
+        plan["encoder's layer inputs"] = context * encoder.hidden_size * encoder.num_hidden_layers
+    return plan
 
 
 def data_lines(run: RunConfig, data: Data) -> list[str]:
@@ -75,7 +81,7 @@ def data_lines(run: RunConfig, data: Data) -> list[str]:
     return data.train.describe(run.train.max_steps * run.train.batch_rows)
 
 
-def report(run: RunConfig, build_data: Callable[[RunConfig], Data]) -> str:
+def report(run: RunConfig, recipe: Recipe) -> str:
     """The resolved run with its arithmetic, data and memory plan, as `dry_run=true` prints it.
 
     Activations inside a layer are not in the plan: with activation checkpointing one layer's
@@ -84,19 +90,20 @@ def report(run: RunConfig, build_data: Callable[[RunConfig], Data]) -> str:
 
     Args:
         run: the run.
-        build_data: the recipe's.
+        recipe: what it trains.
     """
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
-    architecture = run.model.architecture or architecture_of(str(run.model.path))
-    model = build_model(architecture, run.attention, run.rope, run.train.dtype, meta=True)
+    model = recipe.sketch(run)
     parameters = sum(p.numel() for p in model.parameters())
+    trained = sum(p.numel() for p in recipe.trainable(model).values())
     lines = [yaml.safe_dump(asdict(run), sort_keys=False)]
-    lines += [f"batch: {batch_arithmetic(run, ranks)}", _model_line(model)]
+    lines += [f"batch: {batch_arithmetic(run, ranks)}", *_context_lines(run), _model_line(model)]
+    lines += _added_lines(model)
     try:
-        lines += data_lines(run, build_data(run))
+        lines += data_lines(run, recipe.build_data(run))
     except UserError as error:
         lines += [f"data: {error}"]
-    plan = memory(run, parameters, parameters, ranks) | activations(run, model)
+    plan = memory(run, parameters, trained, ranks) | activations(run, model)
     lines += [f"memory per rank, {name}: {size / GIB:.3f} GiB" for name, size in plan.items()]
     lines += [f"memory per rank, sum: {sum(plan.values()) / GIB:.3f} GiB"]
     return "\n".join(lines)
@@ -105,10 +112,42 @@ def report(run: RunConfig, build_data: Callable[[RunConfig], Data]) -> str:
 def header(run: RunConfig, model: nn.Module, data: Data, ranks: int) -> str:
     """The first lines of a run: what is trained, on what, how much at a time."""
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    lines = [f"{run.name} -> {run.run_dir}", _model_line(model)]
+    lines = [f"{run.name} -> {run.run_dir}", _model_line(model), *_added_lines(model)]
     lines += [f"trained parameters: {trained:,}; ZeRO {run.parallel.zero_stage}, {run.train.dtype}"]
-    lines += [f"batch: {batch_arithmetic(run, ranks)}", *data_lines(run, data)]
+    lines += [f"batch: {batch_arithmetic(run, ranks)}", *_context_lines(run)]
+    lines += data_lines(run, data)
     return "\n".join(lines)
+
+
+def _context_lines(run: RunConfig) -> list[str]:
+    """What a row of the batch is made of, where contexts stand beside it."""
+    if not run.contexts.count:
+        return []
+    own, beside = run.data.seq_len, f"{run.contexts.count} x {run.contexts.size}"
+    if run.contexts.repeat:
+        return [f"rows: {own:,} tokens, which the encoder reads too, as {beside}; counted once"]
+    total = run.train.batch_rows * run.train.max_steps
+    return [
+        f"rows: {own:,} decoder tokens and {beside} = {run.contexts.tokens:,} context tokens; "
+        f"in all {total * own:,} and {total * run.contexts.tokens:,}"
+    ]
+
+
+def _added_lines(model: Any) -> list[str]:
+    """The parameters that were added to a decoder, where there are any."""
+    if not hasattr(model, "added_parameters"):
+        return []
+    count = {name: p.numel() for name, p in model.added_parameters(True).items()}
+    encoder = sum(p.numel() for p in model.encoder.parameters())
+    layers, added, total = (
+        len(model.cross_attending()),
+        sum(count.values()),
+        sum(p.numel() for p in model.parameters()),
+    )
+    return [
+        f"added: {layers} cross-attention layers of {(added - encoder) // layers:,} parameters and "
+        f"an encoder of {encoder:,}: {added:,} to {total - added:,}, {total:,} in all"
+    ]
 
 
 def _model_line(model: Any) -> str:

@@ -1,4 +1,4 @@
-"""The recipe contract: four functions, and all that the trainer knows of a method."""
+"""The recipe contract: five functions, and all that the trainer knows of a method."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -45,9 +45,11 @@ class Recipe:
         loss: `(model, batch) -> (sum, count)`, the summed loss over scored tokens and their number,
             both scalars; the trainer divides by the global count.
         trainable: the parameters to train, by name; all others are frozen.
+        sketch: the model's shapes on the meta device, no weight read, for plans.
     """
 
     build_model: Callable[[RunConfig], nn.Module]
     build_data: Callable[[RunConfig], Data]
     loss: Callable[[nn.Module, Batch], tuple[Tensor, Tensor]]
     trainable: Callable[[nn.Module], dict[str, nn.Parameter]]
+    sketch: Callable[[RunConfig], nn.Module]

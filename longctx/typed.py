@@ -21,8 +21,8 @@ def build(kind: type[T], values: dict[str, Any], where: str) -> T:
         UserError: if a key is missing or unknown, for example from another version, or if a value
             is not allowed.
     """
-    known: dict[str, Any] = {f.name: f.default for f in fields(kind)}  # type: ignore[arg-type]
-    bare = {name for name, default in known.items() if default is MISSING}
+    known = {f.name: f for f in fields(kind)}  # type: ignore[arg-type]
+    bare = {n for n, f in known.items() if f.default is MISSING and f.default_factory is MISSING}
     if odd := sorted((bare - set(values)) | (set(values) - set(known))):
         raise UserError(f"{where} was written by another version of longctx: {', '.join(odd)}")
     hints = get_type_hints(kind)
@@ -31,3 +31,15 @@ def build(kind: type[T], values: dict[str, Any], where: str) -> T:
         for key, value in values.items()
     }
     return kind(**parts)
+
+
+def choice(value: str, allowed: tuple[str, ...], key: str) -> None:
+    """Raises UserError unless `value` is one of `allowed`; `key` names the setting."""
+    if value not in allowed:
+        raise UserError(f"{key}={value!r} is not one of {', '.join(allowed)}")
+
+
+def positive(value: float, key: str) -> None:
+    """Raises UserError unless `value` is above zero; `key` names the setting."""
+    if not value > 0:
+        raise UserError(f"{key}={value} must be above 0")

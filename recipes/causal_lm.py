@@ -3,6 +3,7 @@
 They differ in numbers only (conf/recipe); any attention method and rope scaling fits in.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,8 +13,9 @@ from longctx.batch import Batch
 from longctx.config import DataConfig, RunConfig
 from longctx.data.loader import RowLoader, packed
 from longctx.data.store import Store, tokenizer_sha256
+from longctx.errors import UserError
+from longctx.models.load import architecture_of, load_model, local_tokenizer
 from longctx.models.load import build_model as random_model
-from longctx.models.load import load_model, local_tokenizer
 from longctx.models.lora import add_lora
 from longctx.recipe import Data, Recipe
 from longctx.train.loss import chunked_cross_entropy
@@ -21,17 +23,27 @@ from longctx.train.loss import chunked_cross_entropy
 
 def build_model(run: RunConfig) -> nn.Module:
     """The decoder with its attention, rope scaling and adapters, on CPU."""
-    model = run.model
-    if model.path is None:
-        decoder = random_model(
-            model.architecture, run.attention, run.rope, run.train.dtype, run.seed
-        )
-    else:
-        decoder = load_model(model.path, run.attention, run.rope, run.train.dtype)
+    if run.encoder.name != "none" or run.contexts.count:
+        raise UserError(f"recipe {run.name} trains a decoder alone: no encoder=, no contexts.count")
+    decoder = load_decoder(run)
     if run.parallel.activation_checkpointing:
         decoder.gradient_checkpointing_enable({"use_reentrant": False})
     decoder.train()
     return add_lora(decoder, run.adapter)
+
+
+def load_decoder(run: RunConfig) -> Any:
+    """The decoder with its attention and rope scaling, on CPU."""
+    model = run.model
+    if model.path is None:
+        return random_model(model.architecture, run.attention, run.rope, run.train.dtype, run.seed)
+    return load_model(model.path, run.attention, run.rope, run.train.dtype)
+
+
+def sketch(run: RunConfig) -> Any:
+    """The decoder on the meta device, without adapters."""
+    architecture = run.model.architecture or architecture_of(str(run.model.path))
+    return random_model(architecture, run.attention, run.rope, run.train.dtype, meta=True)
 
 
 def build_data(run: RunConfig) -> Data:
@@ -46,14 +58,24 @@ def build_data(run: RunConfig) -> Data:
 
 
 def _loader(run: RunConfig, data: DataConfig, rows: int, seed: int, name: str) -> RowLoader:
-    stores = [Store(path) for path in data.store]
+    stores = open_stores(run, data.store)
+    micro = run.train.micro_batch_rows
+    return packed(stores, data, batch_rows=rows, micro_batch_rows=micro, seed=seed, name=name)
+
+
+def open_stores(run: RunConfig, paths: Sequence[str]) -> list[Store]:
+    """The token stores at `paths`.
+
+    Raises:
+        UserError: if one cannot be read, or was not made with the run's tokenizer.
+    """
+    stores = [Store(path) for path in paths]
     tokenizer = run.model.tokenizer or run.model.path
     if tokenizer is not None:
         sha = tokenizer_sha256(local_tokenizer(tokenizer))
         for store in stores:
             store.require_tokenizer(sha, tokenizer)
-    micro = run.train.micro_batch_rows
-    return packed(stores, data, batch_rows=rows, micro_batch_rows=micro, seed=seed, name=name)
+    return stores
 
 
 def loss(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -70,4 +92,10 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
-RECIPE = Recipe(build_model=build_model, build_data=build_data, loss=loss, trainable=trainable)
+RECIPE = Recipe(
+    build_model=build_model,
+    build_data=build_data,
+    loss=loss,
+    trainable=trainable,
+    sketch=sketch,
+)

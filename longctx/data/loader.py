@@ -7,7 +7,7 @@ any step, and the global order does not depend on the number of ranks or on accu
 8 bytes of memory a row for the present epoch's permutation, beside what the plans take.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -48,6 +48,7 @@ class RowLoader:
         micro_batch_rows: rows per rank and micro-batch.
         seed: of the order.
         identity: named parts that decide tokens and order, each as text or a digest.
+        change: what is done to a row, given its global sample number. None: nothing.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class RowLoader:
         micro_batch_rows: int,
         seed: int,
         identity: Mapping[str, str],
+        change: Callable[[Row, int], Row] | None = None,
     ) -> None:
         assert len(sources) == len(weights) and all(map(len, sources))
         self.sources = sources
@@ -68,6 +70,7 @@ class RowLoader:
         self.micro_batch_rows = micro_batch_rows
         self.seed = seed
         self.identity = dict(identity)
+        self.change = change
         self._orders: dict[int, tuple[int, Ints]] = {}  # source -> (epoch, its permutation)
 
     def step(self, step: int, dp_rank: int, dp_size: int) -> list[Batch]:
@@ -88,6 +91,8 @@ class RowLoader:
         """The rows at global sample numbers `samples`: `[b s]`, b = len(samples)."""
         places = [self.place(n) for n in samples]
         rows = [self.sources[source].row(row) for source, row in places]
+        if self.change is not None:
+            rows = [self.change(row, n) for row, n in zip(rows, samples, strict=True)]
         return Batch(**{f: torch.from_numpy(np.stack([r[f] for r in rows])) for f in rows[0]})
 
     def place(self, sample: int) -> tuple[int, int]:

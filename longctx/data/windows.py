@@ -112,6 +112,7 @@ class WindowRows:
         corpus: the documents that the windows were planned on.
         windows: the plan.
         chunk: l, tokens per context.
+        about: stands before what `describe` says.
 
     Raises:
         UserError: if P is not a multiple of l.
@@ -120,6 +121,7 @@ class WindowRows:
     corpus: Corpus
     windows: Windows
     chunk: int
+    about: str = ""
 
     def __post_init__(self) -> None:
         if self.chunk < 1 or self.windows.context % self.chunk:
@@ -132,22 +134,25 @@ class WindowRows:
         return len(self.windows)
 
     def row(self, number: int) -> Row:
-        """The fields of one window. Its text is one stream: documents are not masked."""
+        """The fields of one window. Its text is one stream: documents are not masked.
+
+        No `context_mask`, as every token is real, and without context no `contexts`.
+        """
         pieces = self.windows.rows.pieces(number)
         size = sum(length for _, _, length in pieces)
         whole = self.corpus.row(pieces, size, mask_documents=False)
         contexts = whole["tokens"][: self.windows.context].reshape(-1, self.chunk)
         decoder = slice(size - self.windows.decoder, size)
-        return {
+        row = {
             "tokens": whole["tokens"][decoder],
             "labels": whole["labels"][decoder],
             "positions": np.arange(self.windows.decoder, dtype=np.int64),
-            "contexts": contexts,
-            "context_mask": np.ones(contexts.shape, dtype=bool),
         }
+        return row | ({"contexts": contexts} if len(contexts) else {})
 
     def describe(self) -> str:
         """What it holds, in one line."""
         plan = self.windows
-        chunks = f"{plan.context // self.chunk} x {self.chunk} context"
-        return f"{len(plan):,} windows of {chunks} + {plan.decoder:,} decoder tokens"
+        chunks = f"{plan.context // self.chunk} x {self.chunk} context + " if plan.context else ""
+        what = "decoder tokens" if plan.context else "tokens"
+        return f"{self.about}{len(plan):,} windows of {chunks}{plan.decoder:,} {what}"

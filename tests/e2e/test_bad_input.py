@@ -322,7 +322,8 @@ def trained(finished, tmp_path):
         (
             ["rope=pi", "rope.factor=2"],
             True,
-            "{0}/step_00000002 was trained beside other frozen weights or rotary frequencies",
+            "{0}/step_00000002 was trained beside other frozen weights or rotary frequencies than "
+            "those of lab_scratch",
         ),
         (
             ["data.packing=concat"],

@@ -34,17 +34,19 @@ def test_dry_run(recipe, model, tmp_path):
     arguments = [f"recipe={recipe}", f"model={model}", "dry_run=true", f"run_dir='{run_dir}'"]
     run, plan = parts(run_entry(arguments, tmp_path / "log"))
     assert (run["name"], run["model"]["name"]) == (recipe, model)
-    seq_len, train = run["data"]["seq_len"], run["train"]
+    train, contexts = run["train"], run["contexts"]
+    read = 0 if contexts["repeat"] else contexts["count"] * contexts["size"]
+    row = run["data"]["seq_len"] + read
     accumulation = train["batch_rows"] // train["micro_batch_rows"]
     assert plan["batch"].startswith(
-        f"{train['micro_batch_rows'] * seq_len:,} tokens per rank x 1 ranks x {accumulation} "
-        f"accumulation = {train['batch_rows'] * seq_len:,} tokens per step; "
+        f"{train['micro_batch_rows'] * row:,} tokens per rank x 1 ranks x {accumulation} "
+        f"accumulation = {train['batch_rows'] * row:,} tokens per step; "
     )
     sizes = [
         float(v.removesuffix(" GiB")) for k, v in plan.items() if k.startswith("memory per rank")
     ]
-    assert len(sizes) == 6 and abs(sum(sizes[:-1]) - sizes[-1]) < 0.003
-    if model == "llama2_7b":
+    assert len(sizes) == 6 + (contexts["count"] > 0) and abs(sum(sizes[:-1]) - sizes[-1]) < 0.003
+    if model == "llama2_7b" and run["encoder"]["name"] == "none":
         assert f"parameters {LLAMA2_7B}," in plan["model"]
     assert not run_dir.exists()
 
@@ -69,7 +71,7 @@ def test_position_interpolation_as_in_the_paper(tmp_path):
     assert run["rope"]["name"] == "pi" and run["adapter"]["name"] == "none"
     assert plan["batch"] == (
         "8,192 tokens per rank x 1 ranks x 64 accumulation = 524,288 tokens per step; "
-        "x 1,000 steps = 0.524B tokens"
+        "x 1,000 steps = 0.5243B tokens"
     )
     assert "window 8192, rope_type linear, rope_factor 2, rope_base 10000" in plan["model"]
 
@@ -79,7 +81,7 @@ def test_position_interpolation_to_32k(tmp_path):
     _, plan = parts(run_entry(arguments, tmp_path / "log", on_eight_ranks))
     assert plan["batch"] == (
         "32,768 tokens per rank x 8 ranks x 16 accumulation = 4,194,304 tokens per step; "
-        "x 1,000 steps = 4.19B tokens"
+        "x 1,000 steps = 4.194B tokens"
     )
     assert "window 32768, rope_type linear, rope_factor 8, rope_base 10000" in plan["model"]
     # bf16 weights and gradients, 12 bytes of Adam: 2, 2 and 12 x 6,738,415,616 / 8 ranks
@@ -108,6 +110,6 @@ def test_the_pretraining_run(tmp_path):
     assert "parameters 1377408," in plan["model"]
     assert plan["batch"] == (
         "2,048 tokens per rank x 1 ranks x 2 accumulation = 4,096 tokens per step; "
-        "x 3,600 steps = 0.0147B tokens"
+        "x 3,600 steps = 0.01475B tokens"
     )
     assert run["model"]["architecture"]["max_position_embeddings"] == 256

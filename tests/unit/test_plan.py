@@ -6,7 +6,7 @@ from tests.helpers.tiny import make_store, tiny_run
 
 
 def data_lines(run):
-    lines = plan.report(run, RECIPE.build_data).splitlines()
+    lines = plan.report(run, RECIPE).splitlines()
     return [line for line in lines if line.startswith(("data: ", "warning: "))]
 
 

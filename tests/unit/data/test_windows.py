@@ -18,7 +18,7 @@ def test_a_window_is_chunks_of_context_and_decoder_tokens():
     assert len(rows) == 2
     row = rows.row(1)  # the second document begins with token 5; 4 further on
     assert row["contexts"].tolist() == [[9, 10], [11, 12], [13, 14], [15, 16]]
-    assert row["context_mask"].shape == (4, 2) and row["context_mask"].all()
+    assert set(row) == {"contexts", "tokens", "labels", "positions"}
     assert row["tokens"].tolist() == [17, 18, 19, 20]
     assert row["labels"].tolist() == [18, 19, 20, 21]  # the document goes on: 21 is its last token
     assert row["positions"].tolist() == [0, 1, 2, 3]
@@ -76,7 +76,7 @@ def test_long_documents_and_the_stream_are_mixed_two_to_one():
         identity={},
     )
     (first, second) = data.step(5, 0, 1)
-    assert first.contexts.shape == (3, 4, 4) and first.context_mask.dtype == torch.bool
+    assert first.contexts.shape == (3, 4, 4) and first.context_mask is None
     assert first.tokens.shape == first.labels.shape == first.positions.shape == (3, 8)
     drawn = [data.place(n)[0] for n in range(30)]
     assert drawn.count(0) == 20

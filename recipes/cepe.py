@@ -1,0 +1,107 @@
+"""CEPE: a frozen decoder learns to read contexts through an encoder: cepe_warmup, cepe.
+
+They differ in numbers only (conf/recipe): the warm-up's contexts are the row's own tokens.
+"""
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from longctx.batch import Batch
+from longctx.config import RunConfig
+from longctx.data.contexts import Stores, windowed
+from longctx.data.masking import MaskContexts
+from longctx.errors import UserError
+from longctx.models.cepe import CepeForCausalLM
+from longctx.models.encoder import load_encoder
+from longctx.recipe import Data, Recipe
+from longctx.train.loss import chunked_cross_entropy
+from longctx.train.optim import freeze_all_but
+from longctx.train.start import require_same_tokenizer, take_added
+from recipes import causal_lm
+from recipes.causal_lm import load_decoder, open_stores, trainable
+from recipes.cepe_mlm import new_encoder
+
+
+def build_model(run: RunConfig) -> nn.Module:
+    """The decoder, frozen, with encoder and cross-attention beside it, on CPU."""
+    _check(run)
+    tokenizer = run.model.tokenizer or run.model.path
+    require_same_tokenizer(tokenizer, [run.encoder.path, run.cepe.start])
+    decoder = load_decoder(run)
+    stored = run.encoder.path is not None
+    if run.cepe.start is not None and run.encoder.architecture:
+        stored = False  # all its weights are about to come from there
+    encoder = load_encoder(str(run.encoder.path), run.train.dtype) if stored else new_encoder(run)
+    model: Any = _join(run, decoder, encoder)
+    if run.cepe.start is not None:
+        take_added(model, run.cepe.start)
+    if run.parallel.activation_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.train()
+    return _frozen(run, model)
+
+
+def sketch(run: RunConfig) -> nn.Module:
+    """The model on the meta device."""
+    _check(run)
+    decoder = causal_lm.sketch(run)
+    with torch.device("meta"):
+        return _frozen(run, _join(run, decoder, new_encoder(run)))
+
+
+def _check(run: RunConfig) -> None:
+    if run.encoder.name == "none":
+        raise UserError(f"recipe {run.name} needs an encoder: give encoder=CHOICE")
+    if run.adapter.name != "none":
+        raise UserError(f"recipe {run.name} leaves the decoder as it is: no adapter=")
+
+
+def _join(run: RunConfig, decoder: Any, encoder: Any) -> Any:
+    return CepeForCausalLM.from_parts(
+        decoder, encoder, cross_layers=run.cepe.layers, init=run.cepe.init, seed=run.seed
+    )
+
+
+def _frozen(run: RunConfig, model: Any) -> nn.Module:
+    freeze_all_but(model, model.added_parameters(run.cepe.train_encoder))
+    frozen: nn.Module = model
+    return frozen
+
+
+def build_data(run: RunConfig) -> Data:
+    """Rows with contexts; held-out rows are of the same kinds, in an order that no seed changes."""
+    data, contexts = run.data, run.contexts
+    if not contexts.count or data.mask_rate is not None:
+        raise UserError(f"recipe {run.name} needs contexts.count above 0 and no data.mask_rate")
+    documents = Stores("data.store", open_stores(run, data.store), data.weights)
+    stream = documents
+    if contexts.stream_store:
+        paths = open_stores(run, contexts.stream_store)
+        stream = Stores("contexts.stream_store", paths, contexts.stream_weights)
+    hide = MaskContexts(contexts.mask, contexts.mask_whole, run.seed) if contexts.mask else None
+    micro = run.train.micro_batch_rows
+    cut = partial(windowed, data=data, contexts=contexts, micro_batch_rows=micro)
+    held_out = None
+    if data.held_out:
+        read = Stores("data.held_out", open_stores(run, data.held_out), None)
+        held_out = cut(read, read, batch_rows=run.train.eval_rows, seed=0)
+    train = cut(documents, stream, batch_rows=run.train.batch_rows, seed=run.seed, change=hide)
+    return Data(train, held_out)
+
+
+def loss(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Next-token cross entropy of the decoder's own tokens; contexts are never scored."""
+    hidden = model.hidden_states(batch.tokens, batch.positions, batch.contexts, batch.context_mask)
+    return chunked_cross_entropy(hidden, model.get_output_embeddings(), batch.labels)
+
+
+RECIPE = Recipe(
+    build_model=build_model,
+    build_data=build_data,
+    loss=loss,
+    trainable=trainable,
+    sketch=sketch,
+)

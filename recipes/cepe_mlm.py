@@ -1,0 +1,114 @@
+"""CEPE's encoder, trained from random weights to guess masked tokens: cepe_mlm.
+
+The model of the run is the decoder that the encoder is for; its tokenizer is all that is used.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from longctx.batch import Batch
+from longctx.config import DataConfig, RunConfig
+from longctx.data.contexts import Stores, windowed
+from longctx.data.loader import RowLoader
+from longctx.data.masking import MaskTokens
+from longctx.errors import UserError
+from longctx.models.encoder import build_encoder, load_encoder
+from longctx.models.load import load_tokenizer
+from longctx.recipe import Data, Recipe
+from longctx.train.loss import chunked_cross_entropy
+from recipes.causal_lm import open_stores, trainable
+
+
+def build_model(run: RunConfig) -> Any:
+    """The encoder with its head, on CPU."""
+    names = (run.attention["name"], run.rope.name, run.adapter.name)
+    if names != ("full", "none", "none"):
+        raise UserError(f"recipe {run.name} trains an encoder: no attention=, rope= or adapter=")
+    path = run.encoder.path
+    encoder = new_encoder(run) if path is None else load_encoder(path, run.train.dtype)
+    if run.parallel.activation_checkpointing:
+        encoder.gradient_checkpointing_enable({"use_reentrant": False})
+    return encoder.train()
+
+
+def new_encoder(run: RunConfig) -> Any:
+    """An encoder of random weights, with its head.
+
+    Raises:
+        UserError: if the run does not say what it looks like.
+    """
+    if not run.encoder.architecture:
+        raise UserError(f"encoder={run.encoder.name} has no architecture: give encoder=CHOICE")
+    return build_encoder(run.encoder.architecture, run.train.dtype, run.seed)
+
+
+def sketch(run: RunConfig) -> Any:
+    """The encoder on the meta device."""
+    with torch.device("meta"):
+        return new_encoder(run)
+
+
+def build_data(run: RunConfig) -> Data:
+    """Rows of one joined stream; rows and masks of the held-out data are the same for all seeds."""
+    held_out = replace(run.data, store=run.data.held_out, weights=None)
+    return Data(
+        train=_loader(run, run.data, run.train.batch_rows, run.seed, "data.store"),
+        held_out=_loader(run, held_out, run.train.eval_rows, 0, "data.held_out")
+        if held_out.store
+        else None,
+    )
+
+
+def _loader(run: RunConfig, data: DataConfig, rows: int, seed: int, name: str) -> RowLoader:
+    if data.mask_rate is None or run.contexts.count:
+        raise UserError(f"recipe {run.name} needs data.mask_rate and no contexts.count")
+    stores = Stores(name, open_stores(run, data.store), data.weights)
+    return windowed(
+        stores,
+        stores,
+        data,
+        run.contexts,
+        batch_rows=rows,
+        micro_batch_rows=run.train.micro_batch_rows,
+        seed=seed,
+        change=MaskTokens(data.mask_rate, _mask_id(run, stores), _special(run, stores), seed),
+    )
+
+
+def _mask_id(run: RunConfig, stores: Stores) -> int:
+    """The id of the mask token: behind the last of the tokenizer."""
+    size = int(stores.stores[0].meta["vocab_size"])
+    own = run.encoder.architecture.get("vocab_size", size + 1)
+    if own != size + 1:
+        raise UserError(
+            f"encoder.architecture.vocab_size={own} must be {size + 1}: {stores.name} has tokens "
+            f"below {size}, and the mask token is one more"
+        )
+    return size
+
+
+def _special(run: RunConfig, stores: Stores) -> tuple[int, ...]:
+    """Ids that are never masked."""
+    ids = {int(s.meta[key]) for s in stores.stores for key in ("bos_id", "eos_id")}
+    tokenizer = run.model.tokenizer or run.model.path
+    if tokenizer is not None:
+        ids |= set(load_tokenizer(tokenizer).all_special_ids)
+    return tuple(sorted(ids))
+
+
+def loss(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Cross entropy of the hidden tokens: (sum, count)."""
+    hidden = model.hidden_for_head(batch.tokens, None)
+    return chunked_cross_entropy(hidden, model.get_output_embeddings(), batch.labels)
+
+
+RECIPE = Recipe(
+    build_model=build_model,
+    build_data=build_data,
+    loss=loss,
+    trainable=trainable,
+    sketch=sketch,
+)
