@@ -1,6 +1,7 @@
 """The typed evaluation: every setting of `evaluate.py`, its unit and its meaning.
 
-Values stand in `conf/evaluate.yaml` and `conf/effort/`, not here.
+Values stand in `conf/evaluate.yaml` and `conf/effort/`, not here; the tasks that read contexts have
+theirs in `config_contexts.py`.
 """
 
 from dataclasses import dataclass, replace
@@ -8,8 +9,12 @@ from typing import Any
 
 from longctx.config import ModelConfig, RopeConfig, choice, positive
 from longctx.errors import UserError
+from longctx.eval.config_contexts import ContextsConfig, QaConfig, RetrievalConfig
+from longctx.eval.config_template import TemplateConfig
 
-TASKS = ("perplexity", "passkey", "k_max")
+TASKS = ("perplexity", "passkey", "k_max", "contexts", "retrieval_perplexity", "qa", "template")
+BY_LENGTH = ("perplexity", "passkey", "k_max")  # these need lengths=
+OF_A_STORE = ("perplexity", "contexts", "retrieval_perplexity", "template")  # these need held_out=
 PROTOCOLS = ("sliding_new_tokens", "single_pass_buckets", "token_matched")
 MODES = ("teacher_forced", "generate")
 
@@ -92,19 +97,21 @@ class EvalConfig:
         model: the model under test; it needs a path.
         label: its name in tables and figures. None: made of its name, attention and rope.
         attention: `name` of a method and its numbers. None: as recorded in the checkpoint.
-        rope: rotary scaling. `none`: as recorded in the checkpoint. Its target is the longest of
-            `lengths` where nothing else is given.
+        rope: rotary scaling. `none`: as recorded in the checkpoint. Its target is the longest
+            input of the tasks where nothing else is given.
         dtype: `fp32 | bf16`. None: fp32 on a CPU, bf16 on a GPU.
         device: `cpu`, `cuda`, `cuda:1`. None: a GPU where there is one.
-        tasks: `perplexity | passkey | k_max`, one or more.
-        lengths: context lengths, tokens.
-        held_out: token store to score, for perplexity.
+        tasks: `perplexity | passkey | k_max | contexts | retrieval_perplexity | qa | template`, one
+            or more.
+        lengths: context lengths of the first three, tokens.
+        held_out: token store to score, for perplexity of any kind.
         out: directory for `results.json`, `samples.jsonl`, `report.md` and figures.
         compare: directories of earlier evaluations, added to table and figures.
         samples: prompts per passkey cell and per k_max distance.
         batch_tokens: tokens in one forward pass, unless a single row is longer.
-        seed: of keys and filler.
-        perplexity, passkey, k_max: see their classes.
+        seed: of keys and filler, and of which questions are asked.
+        perplexity, passkey, k_max, contexts, retrieval_perplexity, qa, template: see their
+            classes.
     """
 
     model: ModelConfig
@@ -123,6 +130,10 @@ class EvalConfig:
     perplexity: PerplexityConfig
     passkey: PasskeyConfig
     k_max: KMaxConfig
+    contexts: ContextsConfig
+    retrieval_perplexity: RetrievalConfig
+    qa: QaConfig
+    template: TemplateConfig
     attention: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
@@ -130,20 +141,26 @@ class EvalConfig:
             choice(task, TASKS, "tasks")
         for key in ("samples", "batch_tokens"):
             positive(getattr(self, key), key)
-        if not self.tasks or not self.lengths:
+        if not self.tasks or (not self.lengths and set(BY_LENGTH) & set(self.tasks)):
             raise UserError("tasks=[..] and lengths=[..] must name at least one each")
-        if min(self.lengths) < 2:
+        if min(self.lengths, default=2) < 2:
             raise UserError(f"lengths={list(self.lengths)} must be at least 2 tokens each")
-        if "perplexity" in self.tasks:
-            self._check_perplexity()
+        self._check_inputs()
         if self.dtype is not None:
             choice(self.dtype, ("fp32", "bf16"), "dtype")
         if self.model.path is None:
             raise UserError(f"model={self.model.name} has no weights to evaluate: give model=PATH")
 
+    def _check_inputs(self) -> None:
+        for task in OF_A_STORE:
+            if task in self.tasks and self.held_out is None:
+                raise UserError(f"tasks=[{task}] needs held_out=DIR, a token store")
+        if "qa" in self.tasks and self.qa.data is None:
+            raise UserError("tasks=[qa] needs qa.data=FILE, JSON (bash launch/qa_data.sh has some)")
+        if "perplexity" in self.tasks:
+            self._check_perplexity()
+
     def _check_perplexity(self) -> None:
-        if self.held_out is None:
-            raise UserError("tasks=[perplexity] needs held_out=DIR, a token store")
         scored = {"stride": "sliding_new_tokens", "target_tokens": "token_matched"}
         for key, protocol in scored.items():
             tokens = getattr(self.perplexity, key)
@@ -169,5 +186,17 @@ class EvalConfig:
         if self.rope.name == "none":
             return None
         if self.rope.factor is None and self.rope.target is None:
-            return replace(self.rope, target=max(self.lengths))
+            return replace(self.rope, target=self.longest)
         return self.rope
+
+    @property
+    def longest(self) -> int | None:
+        """The longest input that the tasks name, tokens; None if they name none."""
+        inputs = [*self.lengths]
+        if "contexts" in self.tasks:
+            inputs.append(self.contexts.longest)
+        if "retrieval_perplexity" in self.tasks:
+            inputs.append(self.retrieval_perplexity.longest)
+        if "qa" in self.tasks and self.qa.window is not None:
+            inputs.append(self.qa.window)
+        return max(inputs, default=None)

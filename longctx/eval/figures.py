@@ -26,19 +26,21 @@ def result_of(results: Results, task: str) -> dict[str, Any] | None:
     return None if entry is None else entry["result"]
 
 
-def protocols_of(results: Results) -> dict[str, Any]:
-    """Perplexity results by protocol name."""
-    result = result_of(results, "perplexity")
+def protocols_of(results: Results, task: str = "perplexity") -> dict[str, Any]:
+    """A task's results by protocol name."""
+    result = result_of(results, task)
     return {} if result is None else result["protocols"]
 
 
-def _save(figure: Figure, path: Path) -> str:
+def save(figure: Figure, path: Path) -> str:
+    """Writes a PNG; the file's name."""
     FigureCanvasAgg(figure)
     figure.savefig(path, dpi=150)
     return path.name
 
 
-def _axes(width: float, height: float) -> tuple[Figure, Axes]:
+def new_axes(width: float, height: float) -> tuple[Figure, Axes]:
+    """An empty figure of so many inches in the style of all."""
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.subplots()
     axes.grid(True, alpha=0.25, linewidth=0.6)
@@ -88,7 +90,7 @@ def perplexity_figure(models: Sequence[Results], protocol: str, path: Path) -> s
     Returns:
         The file's name.
     """
-    figure, axes = _axes(7.0, 4.2)
+    figure, axes = new_axes(7.0, 4.2)
     values: list[float] = []
     ticks: set[int] = set()
     for i, model in enumerate(models):
@@ -121,7 +123,7 @@ def perplexity_figure(models: Sequence[Results], protocol: str, path: Path) -> s
     axes.set_ylabel("perplexity")
     axes.set_title(f"Perplexity, protocol {protocol}", fontsize=11)
     axes.legend(frameon=False, fontsize=8)
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def _heat_map(axes: Axes, model: Results) -> Any:
@@ -181,7 +183,7 @@ def passkey_figure(models: Sequence[Results], path: Path) -> str:
         axes.set_visible(False)
     bar = figure.colorbar(image, ax=list(grid), shrink=0.85)
     bar.set_label("keys retrieved, %")
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def k_max_figure(models: Sequence[Results], path: Path) -> str:
@@ -194,7 +196,7 @@ def k_max_figure(models: Sequence[Results], path: Path) -> str:
     Returns:
         The file's name.
     """
-    figure, axes = _axes(7.0, 4.2)
+    figure, axes = new_axes(7.0, 4.2)
     for i, model in enumerate(models):
         result = result_of(model, "k_max") or {}
         axes.plot(
@@ -216,7 +218,7 @@ def k_max_figure(models: Sequence[Results], path: Path) -> str:
     axes.set_ylabel("keys retrieved, %")
     axes.set_title("Passkey by distance", fontsize=11)
     axes.legend(frameon=False, fontsize=8)
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def draw(models: Sequence[Results], out: Path) -> Iterator[tuple[str, str]]:

@@ -5,19 +5,19 @@ prompt; `generate` decodes it through the model's own cache, several times deare
 it is there to test caches.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any, cast
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
 from longctx.data.passkey import Encode, Passkey, build, build_at_distance
-from longctx.eval.score import argmax_tokens, device_of, evaluating
-
-Sample = dict[str, Any]
+from longctx.eval.context import greedy
+from longctx.eval.score import argmax_tokens, evaluating
+from longctx.eval.subject import Sample
 
 
 @dataclass(frozen=True)
@@ -93,24 +93,12 @@ def _teacher_forced(model: nn.Module, batch: Sequence[Trial]) -> list[list[int]]
 
 def _generated(model: nn.Module, batch: Sequence[Trial]) -> list[list[int]]:
     """Greedy continuations, a prompt at a time, through the model's cache."""
-    generate = cast(Callable[..., Tensor], model.generate)
-    results = []
     with evaluating(model):
-        for trial in batch:
-            start, stop = trial.prompt.answer
-            tokens = torch.tensor([trial.prompt.tokens[:start]], device=device_of(model))
-            out = generate(
-                input_ids=tokens,
-                attention_mask=torch.ones_like(tokens),
-                max_new_tokens=stop - start,
-                do_sample=False,
-                temperature=None,
-                top_p=None,
-                top_k=None,
-                pad_token_id=0,
-            )
-            results.append(out[0, start:].tolist())
-    return results
+        return [
+            greedy(model, trial.prompt.tokens[:start], stop - start)
+            for trial in batch
+            for start, stop in [trial.prompt.answer]
+        ]
 
 
 def run_trials(quiz: Quiz, trials: Iterable[Trial]) -> Iterator[tuple[Trial, list[int], bool]]:

@@ -45,7 +45,11 @@ class Text:
 
 
 def choose_documents(
-    documents: Documents, length: int, max_documents: int | None, where: str
+    documents: Documents,
+    length: int,
+    max_documents: int | None,
+    where: str,
+    asked: str = "lengths ask",
 ) -> tuple[list[int], int]:
     """Documents of at least `length` tokens, evenly spaced over the store.
 
@@ -54,6 +58,7 @@ def choose_documents(
         length: the longest length asked for, tokens.
         max_documents: at most so many; None: all.
         where: the store's name, for the error.
+        asked: what asks for that length, for the error.
 
     Returns:
         Their indices, and how many shorter documents were skipped.
@@ -65,7 +70,7 @@ def choose_documents(
     if not len(fit):
         longest = int(documents.lengths.max(initial=0))
         raise UserError(
-            f"lengths ask for {length} tokens, but the longest document of {where} has {longest}"
+            f"{asked} for {length} tokens, but the longest document of {where} has {longest}"
         )
     chosen = [int(fit[i]) for i in evenly(len(fit), max_documents)]
     return chosen, len(documents.lengths) - len(fit)
@@ -191,6 +196,26 @@ def single_pass_buckets(
     return {"rows": rows}
 
 
+def matched_ends(
+    documents: Documents, chosen: Sequence[int], longest: int, target_tokens: int, windows: int
+) -> list[tuple[int, int]]:
+    """Where windows of up to `longest` tokens end: (document, one past their last token).
+
+    Args:
+        documents: the store.
+        chosen: indices of its documents, each of at least `longest` tokens.
+        longest: tokens before an end that must be in the document.
+        target_tokens: the last tokens before an end; they never overlap.
+        windows: at most so many in each document, evenly spaced.
+    """
+    ends: list[tuple[int, int]] = []
+    for i in chosen:
+        room = int(documents.lengths[i]) - longest
+        places = evenly(room + 1, min(windows, room // target_tokens + 1))
+        ends += [(i, longest + place) for place in places]
+    return ends
+
+
 def token_matched(
     model: nn.Module,
     text: Text,
@@ -208,11 +233,7 @@ def token_matched(
         windows: at most so many places in each document, evenly spaced, never overlapping.
     """
     assert target_tokens < min(lengths), "a window must see something before what it scores"
-    ends: list[tuple[int, int]] = []
-    for i in text.chosen:
-        room = int(text.documents.lengths[i]) - max(lengths)
-        places = evenly(room + 1, min(windows, room // target_tokens + 1))
-        ends += [(i, max(lengths) + place) for place in places]
+    ends = matched_ends(text.documents, text.chosen, max(lengths), target_tokens, windows)
     rows = []
     for length in lengths:
         plan = [Window(i, end - length, end, end - target_tokens) for i, end in ends]

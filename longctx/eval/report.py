@@ -10,7 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from longctx.errors import UserError
+from longctx.eval.context_figures import draw_contexts
+from longctx.eval.context_report import context_sections
 from longctx.eval.figures import Results, draw, protocols_of, result_of
+from longctx.eval.tables import plus_minus, table
+from longctx.eval.template import section as template_section
 
 RESULTS = "results.json"
 FORMAT = 1
@@ -57,11 +61,6 @@ def read_results(path: Path) -> Results:
     return found
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    lines = [head, ["---"] * len(head), *rows]
-    return ["| " + " | ".join(line) + " |" for line in lines] + [""]
-
-
 def _by_length(
     models: Sequence[Results],
     rows_of: Callable[[Results], dict[int, str]],
@@ -76,16 +75,12 @@ def _by_length(
         for m, row in found
         if row
     ]
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def _perplexity(model: Results, protocol: str) -> dict[int, str]:
     rows = protocols_of(model).get(protocol, {"rows": []})["rows"]
-    return {
-        r["length"]: f"{r['perplexity']:.2f}"
-        + ("" if r["perplexity_se"] is None else f" ± {r['perplexity_se']:.2f}")
-        for r in rows
-    }
+    return {r["length"]: plus_minus(r["perplexity"], r["perplexity_se"], 2) for r in rows}
 
 
 def _passkey(model: Results) -> dict[int, str]:
@@ -114,7 +109,7 @@ def _models_section(models: Sequence[Results]) -> list[str]:
         ]
         for m in models
     ]
-    return ["## Models", "", *_table(head, rows)]
+    return ["## Models", "", *table(head, rows)]
 
 
 def _short(settings: Any) -> str:
@@ -167,7 +162,7 @@ def _passkey_section(models: Sequence[Results]) -> Iterator[str]:
             limit = f"{100 * own['threshold']:.0f} %"
             cells = [f"{own['k_max']:,}", f"{own['target']:,}", trials, limit, own["mode"]]
             rows.append([model["label"], *cells])
-        yield from _table(["model", "k_max", "target", "trials", "threshold", "mode"], rows)
+        yield from table(["model", "k_max", "target", "trials", "threshold", "mode"], rows)
 
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -206,10 +201,12 @@ def write_report(models: Sequence[Results], out: Path) -> str:
     lines = ["# Evaluation", "", *_models_section(models)]
     lines += _perplexity_section(models)
     lines += _passkey_section(models)
+    lines += context_sections(models)
+    lines += template_section(models)
     if unequal := list(differences(models)):
         lines += ["## Not measured alike", "", *(f"- {line}" for line in unequal), ""]
     lines += ["## Figures", ""]
-    for caption, name in draw(models, out):
+    for caption, name in [*draw(models, out), *draw_contexts(models, out)]:
         lines += [f"![{caption}]({name})", ""]
     own = models[0]
     versions = ", ".join(f"{name} {version}" for name, version in own["versions"].items())

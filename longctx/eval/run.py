@@ -11,17 +11,17 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from functools import cached_property
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from longctx.data.store import Store, tokenizer_sha256
+from longctx.data.store import Store
+from longctx.eval import contexts, qa, retrieval_perplexity, template
 from longctx.eval import perplexity as ppl
-from longctx.eval.config import EvalConfig
+from longctx.eval.config import BY_LENGTH, EvalConfig
 from longctx.eval.figures import Results
-from longctx.eval.passkey import Quiz, Sample, effective_window, passkey
+from longctx.eval.passkey import Quiz, effective_window, passkey
 from longctx.eval.report import (
     RESULTS,
     read_results,
@@ -29,43 +29,17 @@ from longctx.eval.report import (
     write_report,
     write_results,
 )
-from longctx.models.load import RECORD, describe, load_model, load_tokenizer, local_tokenizer
-from longctx.models.place import device_for, dtype_for
+from longctx.eval.subject import Sample, Subject, TaskResult, open_store
+from longctx.models.load import RECORD, describe
+from longctx.models.place import device_for
 
 SAMPLES = "samples.jsonl"
 WEIGHTS = (".safetensors", ".bin", ".gguf", ".json", ".model")
 
-TaskResult = tuple[dict[str, Any], list[Sample]]
-
-
-@dataclass(frozen=True)
-class Subject:
-    """The model under test, loaded on first use."""
-
-    cfg: EvalConfig
-
-    @cached_property
-    def model(self) -> Any:
-        """The loaded model."""
-        cfg = self.cfg
-        device = device_for(cfg.device)
-        dtype = dtype_for(cfg.dtype, device)
-        return load_model(cfg.path, cfg.attention, cfg.scaling, dtype, device)
-
-    @cached_property
-    def tokenizer(self) -> Any:
-        """Its tokenizer."""
-        return load_tokenizer(self.cfg.tokenizer)
-
-    def encode(self, text: str) -> list[int]:
-        """Text to tokens, no special tokens added."""
-        return list(self.tokenizer.encode(text, add_special_tokens=False))
-
 
 def _held_out(cfg: EvalConfig) -> tuple[Store, list[int], int]:
     """The store, the documents to score, and how many were too short."""
-    store = Store(cfg.held_out or "")
-    store.require_tokenizer(tokenizer_sha256(local_tokenizer(cfg.tokenizer)), cfg.tokenizer)
+    store = open_store(cfg)
     limit = cfg.perplexity.max_documents
     return store, *ppl.choose_documents(store, max(cfg.lengths), limit, str(store.path))
 
@@ -104,21 +78,39 @@ def _k_max(cfg: EvalConfig, subject: Subject) -> TaskResult:
     return effective_window(quiz, max(cfg.lengths), own.points, own.threshold)
 
 
+def _inputs(cfg: EvalConfig) -> dict[str, Any]:
+    return {"samples": cfg.samples, "seed": cfg.seed}
+
+
 RUN: dict[str, Callable[[EvalConfig, Subject], TaskResult]] = {
     "perplexity": _perplexity,
     "passkey": _passkey,
     "k_max": _k_max,
+    "contexts": contexts.run,
+    "retrieval_perplexity": retrieval_perplexity.run,
+    "qa": qa.run,
+    "template": template.run,
+}
+# What a task's numbers depend on beside its own settings; looking for it finds what is missing.
+INPUTS: dict[str, Callable[[EvalConfig], dict[str, Any]]] = {
+    "perplexity": lambda cfg: {"held_out": _held_out(cfg)[0].meta["digest"][:16]},
+    "passkey": _inputs,
+    "k_max": _inputs,
+    "contexts": contexts.inputs,
+    "retrieval_perplexity": retrieval_perplexity.inputs,
+    "qa": qa.inputs,
+    "template": template.inputs,
 }
 
 
 def settings_of(cfg: EvalConfig, task: str) -> dict[str, Any]:
-    """What a task's numbers depend on beside the model; equal settings compare fairly."""
-    settings: dict[str, Any] = {"lengths": sorted(cfg.lengths), **asdict(getattr(cfg, task))}
-    if task == "perplexity":
-        settings["held_out"] = _held_out(cfg)[0].meta["digest"][:16]
-    else:
-        settings |= {"samples": cfg.samples, "seed": cfg.seed}
-    return settings
+    """What a task's numbers depend on beside the model; equal settings compare fairly.
+
+    Raises:
+        UserError: if something that the task reads is missing or does not fit.
+    """
+    lengths = {"lengths": sorted(cfg.lengths)} if task in BY_LENGTH else {}
+    return {**lengths, **asdict(getattr(cfg, task)), **INPUTS[task](cfg)}
 
 
 def _identity(cfg: EvalConfig) -> dict[str, Any]:

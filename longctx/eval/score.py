@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from longctx.errors import UserError
+from longctx.eval.context import states
 
 CHUNK = 1024  # scored positions whose logits exist at once
 CAPS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
@@ -35,16 +36,14 @@ def device_of(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
 
 
-def _decoder_and_head(model: nn.Module) -> tuple[nn.Module, nn.Module]:
+def _head(model: nn.Module) -> nn.Module:
     config = getattr(model, "config", None)
     for key in CAPS:
         if getattr(config, key, None) not in (None, 1.0):
             raise UserError(
                 f"{type(model).__name__} rescales its logits ({key}): not supported in evaluation"
             )
-    decoder = cast(Callable[[], nn.Module], model.get_decoder)()
-    head = cast(Callable[[], nn.Module], model.get_output_embeddings)()
-    return decoder, head
+    return cast(Callable[[], nn.Module], model.get_output_embeddings)()
 
 
 def _mask(tokens: Tensor, scored: slice | Tensor) -> Tensor:
@@ -59,21 +58,32 @@ def _mask(tokens: Tensor, scored: slice | Tensor) -> Tensor:
 
 
 def _scored_logits(
-    model: nn.Module, tokens: Tensor, scored: slice | Tensor
+    model: nn.Module,
+    tokens: Tensor,
+    scored: slice | Tensor,
+    contexts: Tensor | None = None,
+    in_front: bool = False,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yields (logits `[n v]` fp32, targets `[n]`) for the scored tokens, chunk by chunk."""
-    decoder, head = _decoder_and_head(model)
-    tokens = tokens.to(device_of(model))
+    head, device = _head(model), device_of(model)
+    tokens = tokens.to(device)
     mask = _mask(tokens, scored)
-    hidden = decoder(input_ids=tokens, use_cache=False).last_hidden_state
+    contexts = None if contexts is None else contexts.to(device)
+    hidden = states(model, tokens, contexts, in_front)
     # The state at i - 1 predicts token i.  [b s-1 h] -> [n h], row by row
-    states, targets = hidden[:, :-1][mask[:, 1:]], tokens[mask]
+    before, targets = hidden[:, :-1][mask[:, 1:]], tokens[mask]
     del hidden
-    for chunk, target in zip(states.split(CHUNK), targets.split(CHUNK), strict=True):
+    for chunk, target in zip(before.split(CHUNK), targets.split(CHUNK), strict=True):
         yield head(chunk).float(), target
 
 
-def token_nll(model: nn.Module, tokens: Tensor, scored: slice | Tensor) -> Tensor:
+def token_nll(
+    model: nn.Module,
+    tokens: Tensor,
+    scored: slice | Tensor,
+    contexts: Tensor | None = None,
+    in_front: bool = False,
+) -> Tensor:
     """Negative log-likelihood of the scored tokens, nats.
 
     Args:
@@ -81,6 +91,8 @@ def token_nll(model: nn.Module, tokens: Tensor, scored: slice | Tensor) -> Tenso
         tokens: `[b s]` int64. Padding may stand on the right: a causal model never sees it.
         scored: which tokens are scored: a slice of the sequence, or a `[b s]` bool mask. Not the
             first token: nothing predicts it.
+        contexts: `[b c l]` int64, read by the model's encoder, or in front if it has none.
+        in_front: an encoder's model reads them in front too.
 
     Returns:
         `[n]` fp32 on the CPU, in row-major order of the scored tokens.
@@ -91,7 +103,7 @@ def token_nll(model: nn.Module, tokens: Tensor, scored: slice | Tensor) -> Tenso
     with evaluating(model):
         parts = [
             nn.functional.cross_entropy(logits, targets, reduction="none")
-            for logits, targets in _scored_logits(model, tokens, scored)
+            for logits, targets in _scored_logits(model, tokens, scored, contexts, in_front)
         ]
         return torch.cat(parts).cpu()
 

@@ -36,17 +36,28 @@ class Documents(Protocol):
 
 @dataclass(frozen=True)
 class Window:
-    """Tokens `start:stop` of a document are seen, `first:stop` are scored (`first > start`)."""
+    """Tokens `start:stop` of a document are seen, `first:stop` are scored (`first > start`).
+
+    Args:
+        document: its index.
+        start: first token seen.
+        stop: one past the last token.
+        first: first token scored.
+        contexts: what is read beside or before them, in this order: (document, first token, one
+            past the last) of each, all of one size.
+    """
 
     document: int
     start: int
     stop: int
     first: int
+    contexts: tuple[tuple[int, int, int], ...] = ()
 
     @property
-    def shape(self) -> tuple[int, int]:
-        """(tokens seen, tokens scored)."""
-        return self.stop - self.start, self.stop - self.first
+    def shape(self) -> tuple[int, int, int]:
+        """(tokens seen, tokens scored, context tokens)."""
+        size = sum(stop - start for _, start, stop in self.contexts)
+        return self.stop - self.start, self.stop - self.first, size
 
 
 @dataclass(frozen=True)
@@ -92,7 +103,8 @@ def _batches(windows: Sequence[Window], batch_tokens: int) -> Iterator[list[Wind
     """Runs of windows of one shape, each at most `batch_tokens` (and at least one window)."""
     batch: list[Window] = []
     for window in windows:
-        full = (len(batch) + 1) * (window.stop - window.start) > batch_tokens
+        own, _, contexts = window.shape
+        full = (len(batch) + 1) * (own + contexts) > batch_tokens
         if batch and (full or window.shape != batch[0].shape):
             yield batch
             batch = []
@@ -101,12 +113,27 @@ def _batches(windows: Sequence[Window], batch_tokens: int) -> Iterator[list[Wind
         yield batch
 
 
+def _read(
+    documents: Documents, batch: Sequence[Window], contexts: Documents
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Tokens `[b s]` of a batch, and its contexts `[b c l]` if it has any."""
+    rows = [documents.tokens(w.document, w.start, w.stop) for w in batch]
+    tokens = torch.from_numpy(np.stack(rows).astype(np.int64))
+    if not batch[0].contexts:
+        return tokens, None
+    beside = [[contexts.tokens(*span) for span in w.contexts] for w in batch]
+    return tokens, torch.from_numpy(np.array(beside).astype(np.int64))
+
+
 def score_windows(
     model: nn.Module,
     documents: Documents,
     windows: Sequence[Window],
     batch_tokens: int,
     title: str,
+    *,
+    contexts: Documents | None = None,
+    in_front: bool = False,
 ) -> list[FloatArray]:
     """NLL of the scored tokens of each window, in the windows' order.
 
@@ -116,6 +143,8 @@ def score_windows(
         windows: the plan.
         batch_tokens: tokens in one forward pass, unless a single window is longer.
         title: of the progress bar (on stderr, only on a terminal).
+        contexts: the store that the windows' contexts point into; None: `documents`.
+        in_front: see `longctx.eval.score.token_nll`.
 
     Returns:
         One `[scored]` fp64 array a window, nats.
@@ -126,10 +155,9 @@ def score_windows(
     result: list[FloatArray] = []
     with tqdm(total=len(windows), desc=title, unit="window", disable=None) as bar:
         for batch in _batches(windows, batch_tokens):
-            rows = [documents.tokens(w.document, w.start, w.stop) for w in batch]
-            tokens = torch.from_numpy(np.stack(rows).astype(np.int64))
-            first = batch[0].first - batch[0].start
-            nll = token_nll(model, tokens, slice(first, None)).double().numpy()
+            tokens, beside = _read(documents, batch, documents if contexts is None else contexts)
+            scored = slice(batch[0].first - batch[0].start, None)
+            nll = token_nll(model, tokens, scored, beside, in_front).double().numpy()
             if not np.isfinite(nll).all():
                 raise UserError(
                     f"{title}: the model's loss is not finite in document {batch[0].document} at "

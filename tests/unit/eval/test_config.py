@@ -25,6 +25,24 @@ def test_the_paper_s_numbers():
     assert (cfg.k_max.points, cfg.samples, cfg.k_max.threshold) == (32, 10, 0.2)
 
 
+def test_tasks_that_read_contexts_need_no_lengths_and_rope_reaches_their_input():
+    more = ["lengths=[]", "tasks=[contexts]", "rope=pi", "contexts.counts=[4,8]"]
+    cfg = compose("effort=paper", *more)
+    assert cfg.longest == 8 * 256 + 4096 == cfg.scaling.target
+    cfg = compose("lengths=[]", "tasks=[qa]", "qa.data=x", "qa.window=3000", "rope=pi")
+    assert cfg.scaling.target == 3000
+    assert compose("lengths=[]", "tasks=[qa]", "qa.data=x").longest is None
+    with pytest.raises(UserError, match="at least one each"):
+        compose("lengths=[]", "tasks=[contexts,passkey]")
+
+
+def test_the_paper_s_passages():
+    cfg = compose("effort=paper")
+    assert cfg.qa.passages == [10, 15, 20, 30, 60] and cfg.qa.decoder_passages == 10
+    own = cfg.retrieval_perplexity
+    assert own.decoder_tokens - own.query_tokens == 1792 and own.passages == [0, 8, 20, 50]
+
+
 @pytest.mark.parametrize("name", ["pi", "ntk", "yarn", "dynamic_ntk"])
 def test_rope_reaches_the_longest_length_unless_told(name):
     scaling = compose(f"rope={name}").scaling
@@ -53,6 +71,9 @@ def test_attention_is_that_of_the_checkpoint_or_of_the_group():
         ("k_max.threshold=0", "threshold=0"),
         ("perplexity.protocols=[rolling]", "single_pass_buckets"),
         ("perplexity.target_tokens=512", "target_tokens=512 must be shorter"),
+        ("qa.passages=[0]", "qa.passages="),
+        ("contexts.size=0", "contexts.size=0"),
+        ("retrieval_perplexity.temperature=0", "temperature=0"),
     ],
 )
 def test_bad_values(change, message):

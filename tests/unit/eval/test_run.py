@@ -9,11 +9,16 @@ import pytest
 from longctx.config import ModelConfig, RopeConfig
 from longctx.data.store import StoreWriter, tokenizer_sha256
 from longctx.errors import UserError
-from longctx.eval import run
+from longctx.eval import run, subject
 from longctx.eval.config import EvalConfig, KMaxConfig, PasskeyConfig, PerplexityConfig
+from longctx.eval.config_contexts import ContextsConfig, QaConfig, RetrievalConfig
+from longctx.eval.config_template import TemplateConfig
 from longctx.models.load import build_model
 
 TOKENIZER = Path(__file__).resolve().parents[3] / "assets" / "lab-llama"
+CONTEXTS = ContextsConfig(["cepe_tail_matched"], [0, 2], 32, 64, 32, True, 2, None)
+RETRIEVAL = RetrievalConfig(None, [0, 2], [2], 32, 64, 32, 1.0, 2, None)
+QA = QaConfig(None, "bm25", [2], ["retrieved"], 1, 1, 2, 3, 400)
 ARCHITECTURE = {
     "model_type": "llama",
     "vocab_size": 4096,
@@ -24,6 +29,20 @@ ARCHITECTURE = {
     "num_key_value_heads": 1,
     "max_position_embeddings": 128,
 }
+
+
+def questions():
+    """A file of questions in HotpotQA's layout."""
+    return [
+        {
+            "_id": f"h{i}",
+            "question": f"What is {word}?",
+            "answer": word,
+            "supporting_facts": [[word, 0]],
+            "context": [[word, [f"It is a {word}."]]],
+        }
+        for i, word in enumerate(("cat", "dog", "hen", "cow"))
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +57,7 @@ def made(tmp_path_factory):
     with StoreWriter(folder / "store", sha, 4096, 1, 2, {}) as writer:
         for length in (300, 100, 260):
             writer.add([1, *rng.integers(4, 4096, length - 2).tolist(), 2])
+    (folder / "qa.json").write_text(json.dumps(questions()))
     with StoreWriter(folder / "foreign", "f" * 64, 4096, 1, 2, {}) as writer:
         writer.add([1] + [5] * 500 + [2])
     return folder
@@ -64,6 +84,10 @@ def cfg(made, tmp_path):
         ),
         passkey=PasskeyConfig([0.0, 1.0], "teacher_forced"),
         k_max=KMaxConfig(4, 0.2, "teacher_forced"),
+        contexts=CONTEXTS,
+        retrieval_perplexity=RETRIEVAL,
+        qa=replace(QA, data=str(made / "qa.json")),
+        template=TemplateConfig(["key"], [0], 32, 1, 4),
     )
 
 
@@ -103,10 +127,36 @@ def test_all_tasks_are_stored_and_kept(cfg, calls, monkeypatch):
     assert len(lines(cfg)) == 2 * 2 * 2 + 4 * 2
     assert "tiny" in report
 
-    monkeypatch.setattr(run, "load_model", None)  # nothing to compute: no model is loaded
+    monkeypatch.setattr(subject, "load_model", None)  # nothing to compute: no model is loaded
     again, text = run.evaluate(cfg)
     assert calls == cfg.tasks and text == report
     assert again["tasks"] == results["tasks"] and len(lines(cfg)) == 16
+
+
+def test_tasks_that_read_contexts(cfg, calls):
+    own = replace(cfg, tasks=["contexts", "retrieval_perplexity", "qa"], lengths=[])
+    results, report = run.evaluate(own)
+    assert calls == own.tasks
+    contexts = results["tasks"]["contexts"]["result"]["protocols"]["cepe_tail_matched"]
+    assert (contexts["documents"], contexts["skipped"]) == (2, 1)
+    assert [(r["count"], r["context"]) for r in contexts["rows"]] == [
+        (0, "none"),
+        (2, "own"),
+        (2, "other"),
+    ]
+    assert {r["tokens"] for r in contexts["rows"]} == {2 * 2 * 32}
+    retrieval = results["tasks"]["retrieval_perplexity"]["result"]
+    assert retrieval["pool"] == 298 // 32 + 98 // 32 + 258 // 32
+    found = lines(cfg)
+    passages = [r["passages"] for r in found if r.get("method") == "contexts"]
+    own_text = [r["document"] for r in found if r.get("method") == "contexts"]
+    assert all(p[0] != d for places, d in zip(passages, own_text, strict=True) for p in places)
+    assert results["tasks"]["qa"]["settings"]["seed"] == 0
+    assert len([r for r in found if r["task"] == "qa"]) == 2
+    for name in ("contexts_cepe_tail_matched.png", "retrieval_perplexity.png", "qa.png"):
+        assert (Path(cfg.out) / name).exists() and f"({name})" in report
+    run.evaluate(own)
+    assert calls == own.tasks
 
 
 def test_only_what_changed_is_computed_again(cfg, calls):
@@ -138,12 +188,31 @@ def test_earlier_results_join_the_report(cfg, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"tasks": ["pass"]}, "tasks='pass' is not one of perplexity, passkey, k_max"),
+        ({"tasks": ["pass"]}, "tasks='pass' is not one of perplexity, passkey, k_max, contexts"),
         ({"held_out": None}, r"needs held_out=DIR"),
         ({"lengths": [32]}, r"stride=32 must be shorter than every window of lengths=\[32\]"),
         ({"lengths": [301]}, "ask for 301 tokens, but the longest document of .*store has 300"),
         ({"held_out": "{made}/foreign"}, "was made with tokenizer ffff"),
         ({"held_out": "{made}/none"}, "no such token store"),
+        ({"tasks": ["contexts"], "held_out": None}, r"tasks=\[contexts\] needs held_out=DIR"),
+        (
+            {"tasks": ["contexts"], "contexts": replace(CONTEXTS, counts=[8])},
+            "contexts.counts of 32 tokens behind 64 ask for 320 tokens, but the longest",
+        ),
+        (
+            {"tasks": ["contexts"], "contexts": replace(CONTEXTS, counts=[7])},
+            "one document of 288 tokens or more: contexts of another document need two",
+        ),
+        (
+            {
+                "tasks": ["retrieval_perplexity"],
+                "retrieval_perplexity": replace(RETRIEVAL, store="{made}/foreign"),
+            },
+            "was made with tokenizer ffff",
+        ),
+        ({"tasks": ["qa"], "qa": replace(QA, data=None)}, "needs qa.data=FILE"),
+        ({"tasks": ["qa"], "qa": replace(QA, data="{made}/no.json")}, "no.json: no such file"),
+        ({"tasks": ["qa"], "qa": replace(QA, data="{made}/qa.json", window=9)}, "window of 9"),
         ({"compare": ["{made}"]}, "no results.json here"),
         ({"device": "cuda:99"}, "device=cuda:99"),
         ({"model": ModelConfig("no", "{made}/no", {}, "{made}/model")}, "no"),
@@ -156,6 +225,10 @@ def test_bad_input_is_one_line_and_writes_nothing(cfg, made, change, message):
             return value.format(made=made)
         if isinstance(value, ModelConfig) and value.path:
             return replace(value, path=here(value.path), tokenizer=here(value.tokenizer))
+        if isinstance(value, QaConfig):
+            return replace(value, data=here(value.data))
+        if isinstance(value, RetrievalConfig):
+            return replace(value, store=here(value.store))
         return [here(v) for v in value] if isinstance(value, list) else value
 
     with pytest.raises(UserError, match=message) as caught:
