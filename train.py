@@ -1,6 +1,7 @@
 """Trains one recipe: `deepspeed train.py recipe=pi`. See `python train.py --help`."""
 
 import importlib
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -9,8 +10,8 @@ from longctx.config import RunConfig
 from longctx.errors import UserError
 
 
-def main(run: RunConfig) -> None:
-    """Prints the plan and, unless it is a dry run, trains, saves and exports."""
+def main(run: RunConfig) -> float | None:
+    """Prints the plan, or trains, saves, exports, and returns what a sweep minimises."""
     from longctx import plan
     from longctx.parallel import mesh, watch
 
@@ -21,8 +22,8 @@ def main(run: RunConfig) -> None:
             raise
         raise UserError(f"builder={run.builder}: there is no such module") from None
     if run.dry_run:
-        print(plan.report(run, recipe.build_data))
-        return
+        print(plan.report(run, recipe))
+        return None
 
     watch.end_with_launcher()
     ranks = mesh.start()
@@ -30,7 +31,8 @@ def main(run: RunConfig) -> None:
 
     from longctx.recipe import Data
     from longctx.train.export import export_checkpoint
-    from longctx.train.log import say, write_config
+    from longctx.train.log import held_out_loss, say, write_config
+    from longctx.train.stop import EXIT_CODE, Stopped
     from longctx.train.trainer import Trainer
 
     def announce(model: nn.Module, data: Data) -> None:
@@ -38,11 +40,17 @@ def main(run: RunConfig) -> None:
         say(plan.header(run, model, data, ranks.dp_size))
 
     trainer = Trainer(run, recipe, ranks, announce)
-    last = trainer.fit()
+    try:
+        last = trainer.fit()
+    except Stopped as stopped:
+        if ranks.main:
+            say(str(stopped))
+        sys.exit(EXIT_CODE)
     if ranks.main:
         exported = export_checkpoint(last, recipe.build_model, Path(run.run_dir) / "hf")
         say(f"exported {exported}")
     ranks.barrier()
+    return held_out_loss(Path(run.run_dir))
 
 
 if __name__ == "__main__":

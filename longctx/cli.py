@@ -16,7 +16,9 @@ from typing import Any, TypeVar, get_type_hints
 
 import hydra
 from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.types import RunMode
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import (
     ConfigAttributeError,
@@ -26,14 +28,17 @@ from omegaconf.errors import (
     ValidationError,
 )
 
+from hydra_plugins.longctx_jobs import names
 from longctx.config import build
 from longctx.errors import UserError
 from longctx.parallel.mesh import first_to
+from longctx.parallel.slurm import ranks
 
 T = TypeVar("T")
 ROOT = Path(__file__).resolve().parent.parent
 CONF = ROOT / "conf"
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+SWEEP = {"-m", "--multirun", "hydra.mode=MULTIRUN"}
 
 
 def prepare(arguments: list[str]) -> list[str]:
@@ -43,25 +48,39 @@ def prepare(arguments: list[str]) -> list[str]:
         arguments: of the command line, without the program's name.
 
     Raises:
-        UserError: if `model=` is neither a name in conf/model nor something that can be loaded.
+        UserError: if `model=` is neither a name in conf/model nor something that can be loaded, or
+            if a sweep cannot be what was meant.
     """
     kept = [a for a in arguments if not a.startswith(("--local_rank", "--local-rank"))]
-    return [part for a in kept for part in _model_by_path(a)]
+    sweep = bool(SWEEP.intersection(kept))
+    kept = [part for a in kept for part in _model_by_path(a, sweep)]
+    return [*kept, *names.name_points(kept)] if sweep else kept
 
 
-def _model_by_path(argument: str) -> list[str]:
+def _model_by_path(argument: str, sweep: bool) -> list[str]:
     key, _, value = argument.partition("=")
-    if value[:1] in ("'", '"') and value[:1] == value[-1:]:  # quoted as Hydra allows it
-        value = value[1:-1]
-    names = _choices("model")
-    if key != "model" or not value or "," in value or value in names:
+    quoted = value[:1] in ("'", '"') and value[:1] == value[-1:]  # as Hydra allows it
+    values = [value[1:-1]] if quoted else value.split(",")
+    known = _choices("model")
+    paths = [x for x in values if x not in known]
+    written = "(" in value and sweep  # choice(...), which only Hydra can read
+    if key != "model" or not value or not paths or written or (len(values) > 1 and not sweep):
         return [argument]
+    if len(paths) < len(values):
+        raise UserError(
+            f"{argument}: a sweep takes names of conf/model or paths, not both; "
+            f"{next(x for x in values if x in known)} has a path too"
+        )
+    return ["model=path", "model.path=" + ",".join(f"'{_located(x, known)}'" for x in paths)]
+
+
+def _located(value: str, known: list[str]) -> str:
+    """A model's path, absolute unless it is a name on the hub."""
     exists = Path(value).exists()
     hub = value.count("/") == 1 and not value.startswith((".", "/"))
     if not exists and not hub:
-        raise UserError(f"model={value} is neither a path nor one of {', '.join(names)}")
-    path = str(Path(value).resolve()) if exists else value
-    return ["model=path", f"model.path='{path}'", f"model.name='{Path(path).stem}'"]
+        raise UserError(f"model={value} is neither a path nor one of {', '.join(known)}")
+    return str(Path(value).resolve()) if exists else value
 
 
 def compose(
@@ -87,7 +106,7 @@ def compose(
 
 
 def run(
-    task: Callable[[Any], None],
+    task: Callable[[Any], Any],
     schema: type,
     config_name: str,
     schema_name: str,
@@ -98,7 +117,7 @@ def run(
     Never returns normally after a user's mistake: prints `error: ...` and exits with 2.
 
     Args:
-        task: what to do with the typed configuration.
+        task: what to do with the typed configuration; what it returns is what a sweep minimises.
         schema: a frozen dataclass.
         config_name: the YAML in `folder` to start from.
         schema_name: how that YAML's defaults list calls the schema.
@@ -108,15 +127,20 @@ def run(
     _register(schema, schema_name)
 
     @hydra.main(version_base=None, config_path=str(folder), config_name=config_name)
-    def start(config: DictConfig) -> None:
+    def start(config: DictConfig) -> Any:
         # Here and not only around Hydra, which would print all overrides before the one line.
         with _mistakes_in_one_line():
-            task(_typed(config, schema))
+            os.environ.update(ranks(os.environ))
+            hydra_config = HydraConfig.get()
+            if hydra_config.mode == RunMode.MULTIRUN and "run_dir" in config:
+                config.run_dir = hydra_config.runtime.output_dir
+            return task(_typed(config, schema))
 
     with _mistakes_in_one_line():
         if {"--help", "-h"} & set(sys.argv[1:]):
             print(help_text(config_name, folder))
             return
+        os.environ.update(ranks(os.environ))
         sys.argv[1:] = prepare(sys.argv[1:])
         start()
 
@@ -160,7 +184,6 @@ def _mistakes_in_one_line() -> Iterator[None]:
 
 
 def _register(schema: type, schema_name: str) -> None:
-    OmegaConf.register_new_resolver("root", lambda: str(ROOT), replace=True)
     ConfigStore.instance().store(name=schema_name, node=_thawed(schema))
 
 
@@ -175,9 +198,22 @@ def _thawed(kind: Any) -> type:
     hints = get_type_hints(kind)
     for f in dataclasses.fields(kind):
         hint = _thawed(hints[f.name]) if dataclasses.is_dataclass(hints[f.name]) else hints[f.name]
-        bare = f.default is dataclasses.MISSING
-        parts.append((f.name, hint, dataclasses.field(default=MISSING if bare else f.default)))
+        parts.append((f.name, hint, dataclasses.field(**_default(f, hint))))
     return dataclasses.make_dataclass(kind.__name__, parts)
+
+
+def _default(of: "dataclasses.Field[Any]", hint: Any) -> dict[str, Any]:
+    """A field's default as `dataclasses.field` takes it; that of a part is its thawed twin."""
+    if of.default_factory is dataclasses.MISSING:
+        if of.default is not dataclasses.MISSING:
+            return {"default": of.default}
+        # A part is there with its fields missing, so that a sweep over recipes takes train.x=1.
+        return {"default_factory": hint} if dataclasses.is_dataclass(hint) else {"default": MISSING}
+    value = of.default_factory()
+    if not dataclasses.is_dataclass(value):
+        return {"default_factory": of.default_factory}
+    parts = dataclasses.asdict(value)  # type: ignore[arg-type]
+    return {"default_factory": lambda: hint(**parts)}
 
 
 def _one_line(error: Exception) -> str:
@@ -210,6 +246,12 @@ def _unknown_key(error: ConfigAttributeError | ConfigKeyError) -> str:
     line = f"{error.full_key} is not a setting: {group or 'there'} has {', '.join(known) or 'none'}"
     free = error.parent_node is not None and OmegaConf.get_type(error.parent_node) is dict
     return f"{line}; +{error.full_key}=VALUE adds it" if group and free else line
+
+
+# With the module, so that they are there too where a scheduler's job unpickles a task.
+OmegaConf.register_new_resolver("root", lambda: str(ROOT), replace=True)
+OmegaConf.register_new_resolver("point", names.point_name, replace=True)
+OmegaConf.register_new_resolver("stem", lambda path: Path(path).stem, replace=True)
 
 
 def _choices(group: str, folder: Path = CONF) -> list[str]:

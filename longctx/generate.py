@@ -6,11 +6,12 @@ Costs one prefill of the prompt, in pieces (`longctx/models/decode.py`), and its
 import resource
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from longctx.config import ModelConfig, RopeConfig, choice, positive
@@ -36,6 +37,8 @@ class GenerateConfig:
         dtype: `fp32 | bf16`. None: fp32 on a CPU, bf16 on a GPU.
         device: `cpu`, `cuda`, `cuda:1`. None: a GPU where there is one.
         attention: `name` of a method and its numbers. None: as recorded in the checkpoint.
+        context_files: UTF-8 files that the encoder of a CEPE model reads beside the prompt.
+        context_tokens: tokens of them that the encoder reads at a time.
     """
 
     model: ModelConfig
@@ -51,13 +54,15 @@ class GenerateConfig:
     dtype: str | None
     device: str | None
     attention: dict[str, Any] | None = None
+    context_files: list[str] = field(default_factory=list)
+    context_tokens: int = 256
 
     def __post_init__(self) -> None:
         if self.model.path is None:
             raise UserError(f"model={self.model.name} has no weights to use: give model=PATH")
         if (self.prompt is None) == (self.prompt_file is None):
             raise UserError("give the text to continue as either prompt=TEXT or prompt_file=FILE")
-        for key in ("max_new_tokens", "prefill_tokens"):
+        for key in ("max_new_tokens", "prefill_tokens", "context_tokens"):
             positive(getattr(self, key), key)
         if not 0 <= self.temperature < float("inf"):
             raise UserError(f"temperature={self.temperature} must be 0 or above")
@@ -112,17 +117,47 @@ def read_prompt(cfg: GenerateConfig) -> str:
     """
     text = cfg.prompt
     if text is None:
-        try:
-            text = Path(cfg.prompt_file or "").read_text(encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"prompt_file={cfg.prompt_file}: {error.strerror}") from error
-        except UnicodeDecodeError as error:
-            line = f"prompt_file={cfg.prompt_file} is not UTF-8 text: {error.reason}"
-            raise UserError(f"{line} at byte {error.start}") from error
+        text = _read("prompt_file", cfg.prompt_file or "")
     if not text.strip():
         source = "prompt=" if cfg.prompt_file is None else f"prompt_file={cfg.prompt_file}"
         raise UserError(f"{source} is empty: there is nothing to continue")
     return text if cfg.question is None else f"{text}\n{cfg.question}"
+
+
+def _read(key: str, path: str) -> str:
+    """The text of a file; `key` names the setting that asked for it."""
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{key}={path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        line = f"{key}={path} is not UTF-8 text: {error.reason}"
+        raise UserError(f"{line} at byte {error.start}") from error
+
+
+def read_contexts(cfg: GenerateConfig, tokenizer: Any) -> tuple[Tensor, Tensor] | None:
+    """Tokens of the context files and which of them are real, both `[1 c l]`; None: no files.
+
+    Each file is cut into pieces of `context_tokens`; its last one is padded.
+
+    Raises:
+        UserError: if a file cannot be read, or holds no text.
+    """
+    rows: list[list[int]] = []
+    for path in cfg.context_files:
+        ids = tokenizer(_read("context_files", path), add_special_tokens=False, verbose=False)
+        found = list(ids["input_ids"])
+        if not found:
+            raise UserError(f"context_files={path} is empty: there is nothing to read")
+        rows += [
+            found[i : i + cfg.context_tokens] for i in range(0, len(found), cfg.context_tokens)
+        ]
+    if not rows:
+        return None
+    longest = max(map(len, rows))
+    padded = [row + [0] * (longest - len(row)) for row in rows]
+    real = [[True] * len(row) + [False] * (longest - len(row)) for row in rows]
+    return torch.tensor([padded]), torch.tensor([real])
 
 
 def generate(cfg: GenerateConfig, write: Callable[[str], None]) -> Spent:
@@ -145,9 +180,11 @@ def generate(cfg: GenerateConfig, write: Callable[[str], None]) -> Spent:
     text, device = read_prompt(cfg), device_for(cfg.device)
     path = cfg.model.path or ""
     tokenizer = load_tokenizer(cfg.model.tokenizer or path)
-    ids = _tokens(tokenizer, text)
+    ids, given = _tokens(tokenizer, text), read_contexts(cfg, tokenizer)
     rope = _scaling(cfg.rope, len(ids) + cfg.max_new_tokens)
     model = load_model(path, cfg.attention, rope, dtype_for(cfg.dtype, device), device).eval()
+    if given is not None and not hasattr(model, "encode"):
+        raise UserError(f"model={path} has no encoder for context_files: put them into the prompt")
     torch.manual_seed(cfg.seed)
     begin, first = time.perf_counter(), 0.0
     with tqdm(total=len(ids), desc="prefill", unit="token", disable=None) as bar:
@@ -168,6 +205,7 @@ def generate(cfg: GenerateConfig, write: Callable[[str], None]) -> Spent:
             cfg.prefill_tokens,
             stream,
             bar.update,
+            _encoded(model, given, device),
             max_new_tokens=cfg.max_new_tokens,
             pad_token_id=_padding(tokenizer),
             **_sampling(cfg),
@@ -181,6 +219,12 @@ def generate(cfg: GenerateConfig, write: Callable[[str], None]) -> Spent:
         end - first,
         _peak_memory(device),
     )
+
+
+@torch.no_grad()
+def _encoded(model: Any, given: tuple[Tensor, Tensor] | None, device: str) -> Any:
+    """What the model's encoder makes of the contexts."""
+    return None if given is None else model.encode(*(x.to(device) for x in given))
 
 
 def _tokens(tokenizer: Any, text: str) -> list[int]:

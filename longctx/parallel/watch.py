@@ -1,8 +1,9 @@
 """No orphan ranks: a rank ends when the launcher that started it is gone.
 
 A SIGTERM to the `deepspeed` command ends only that command; its per-node launcher and the ranks
-would train on for ever. Each rank therefore looks once a second whether its line of ancestors still
-stands. Linux only (/proc); elsewhere nothing is watched.
+would train on for ever; and a sweep that is killed cannot end its jobs. Each rank therefore looks
+once a second whether its line of ancestors still stands. Linux only (/proc); elsewhere nothing is
+watched.
 """
 
 import os
@@ -10,6 +11,9 @@ import signal
 import threading
 import time
 from pathlib import Path
+
+DRIVER = "LONGCTX_DRIVER"  # process id of the sweep that started this job, if one did
+GRACE = 120.0  # seconds a rank without a launcher has to save its step
 
 
 def _parent(pid: int) -> int:
@@ -31,6 +35,9 @@ def _ancestors() -> list[int]:
     line = [launcher]
     if b"deepspeed.launcher.launch" in command:  # itself started by the `deepspeed` command
         line.append(_parent(launcher))
+    driver = int(os.environ.get(DRIVER, launcher))
+    while driver not in line and line[-1] > 1:
+        line.append(_parent(line[-1]))
     return line
 
 
@@ -40,9 +47,10 @@ def end_with_launcher(interval: float = 1.0) -> None:
     Args:
         interval: seconds between looks.
     """
-    if "RANK" not in os.environ:
+    if not {"RANK", DRIVER} & os.environ.keys():
         return
     line = _ancestors()
+    late = bool(line) and int(os.environ.get(DRIVER, line[0])) not in line  # the sweep is gone
 
     def look() -> None:
         while line:
@@ -51,8 +59,9 @@ def end_with_launcher(interval: float = 1.0) -> None:
             for _ in line:
                 pid = _parent(pid)
                 chain.append(pid)
-            if chain != line:
+            if late or chain != line:
                 os.kill(os.getpid(), signal.SIGTERM)
-                return
+                time.sleep(GRACE)  # the end of the step, or stuck with ranks that are gone
+                os.kill(os.getpid(), signal.SIGKILL)
 
     threading.Thread(target=look, name="launcher-watch", daemon=True).start()

@@ -17,10 +17,9 @@ from torch import nn
 from longctx.config import RunConfig, build
 from longctx.errors import UserError
 from longctx.models.export import export
-from longctx.models.load import DTYPES, RECORD
+from longctx.models.load import DTYPES
 from longctx.models.lora import merge_lora
 from longctx.train.checkpoint import load_weights, open_checkpoint
-from longctx.train.log import say
 
 
 def checkpoint_model(
@@ -57,10 +56,7 @@ def export_checkpoint(
     model: Any
     model, run = checkpoint_model(path, build_model)
     model.to(DTYPES[run.train.export_dtype])
-    exported = export(model, run.model.tokenizer or run.model.path, directory)
-    if hasattr(model.config, RECORD):
-        say(f"{exported}: load it with longctx.load_model; transformers alone gives full attention")
-    return exported
+    return export(model, run.model.tokenizer or run.model.path, directory)
 
 
 def main() -> None:

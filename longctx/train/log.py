@@ -105,6 +105,12 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
     return found
 
 
+def held_out_loss(run_dir: Path) -> float | None:
+    """The last held-out loss of a run; None if there is none."""
+    found = [line["eval_loss"] for line in read_metrics(run_dir) if "eval_loss" in line]
+    return float(found[-1]) if found else None
+
+
 def _start_wandb(run_dir: Path, config: dict[str, Any], settings: WandbConfig) -> Any:
     import wandb
 

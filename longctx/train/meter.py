@@ -2,16 +2,20 @@
 
 Model FLOPs are causal and document-aware (no recompute, no masked half): for T tokens
 `6 * N * T + 6 * L * (hq * d) * sum(len^2)` over documents, N the weights that multiply (all
-matrices, the head once, not the input embedding).
+matrices, the head once, not the input embedding). Frozen weights need no gradient of their own:
+`4 * N * T`. What reads contexts counts their tokens.
 """
 
 import resource
 import time
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from longctx.batch import Batch
 
 # Dense bf16 tensor-core peaks, FLOP/s, from the vendors' data sheets; the key is part of the name.
 PEAKS = {"H100 PCIe": 756e12, "H100": 989e12, "H200": 989e12, "A100": 312e12, "B200": 2250e12}
@@ -34,7 +38,7 @@ def attention_width(model: nn.Module) -> int:
     return int(config.num_hidden_layers) * heads * int(size)
 
 
-def step_flops(weights: int, width: int, positions: Tensor) -> float:
+def step_flops(weights: float, width: int, positions: Tensor) -> float:
     """Model FLOPs of training on one batch.
 
     Args:
@@ -46,6 +50,60 @@ def step_flops(weights: int, width: int, positions: Tensor) -> float:
     tokens = positions.numel()
     squares = 2 * int(positions.sum()) + tokens
     return 6.0 * weights * tokens + 6.0 * width * squares
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What a model's FLOPs are made of; weights that are frozen count two thirds.
+
+    Args:
+        weights: that multiply the tokens of a row.
+        width: `attention_width` over them.
+        context_weights: that multiply the tokens of its contexts.
+        context_width: `attention_width` inside a context.
+        cross_width: the same between a row and its contexts.
+    """
+
+    weights: float
+    width: int
+    context_weights: float = 0.0
+    context_width: int = 0
+    cross_width: int = 0
+
+
+def counts(model: Any) -> Counts:
+    """What the FLOPs of a model are made of; one with an encoder has `cross_attending()` layers."""
+    width = attention_width(model)
+    if not hasattr(model, "cross_attending"):
+        return Counts(_needed(model), width)
+    cross = [layer.cross_attn for layer in model.cross_attending()]
+    reading = [model.encoder, *(part for c in cross for part in (c.k_proj, c.v_proj))]
+    context_weights = sum(_needed(part) for part in reading)
+    return Counts(
+        weights=_needed(model) - context_weights,
+        width=width,
+        context_weights=context_weights,
+        context_width=attention_width(model.encoder),
+        cross_width=sum(c.q_proj.out_features for c in cross),
+    )
+
+
+def _needed(part: nn.Module) -> float:
+    linear = [m.weight for m in part.modules() if isinstance(m, nn.Linear)]
+    frozen = sum(w.numel() for w in linear if not w.requires_grad)
+    return matmul_weights(part) - frozen / 3
+
+
+def batch_flops(of: Counts, batch: Batch) -> float:
+    """Model FLOPs of training on one batch, with its contexts: those attend in both directions."""
+    total = step_flops(of.weights, of.width, batch.positions)
+    if batch.contexts is None:
+        return total
+    _, c, length = batch.contexts.shape
+    tokens = batch.contexts.numel()
+    inside = of.context_width * tokens * length
+    across = of.cross_width * batch.positions.numel() * c * length
+    return total + 6.0 * of.context_weights * tokens + 12.0 * (inside + across)
 
 
 @cache

@@ -9,7 +9,7 @@ from longctx.errors import UserError
 from longctx.train.checkpoint import Checkpoint
 
 # What may differ. Of the data the fingerprint says more than its settings: a store may move.
-MAY_CHANGE = {"logger", "wandb", "resume", "dry_run", "run_dir", "parallel", "data"}
+MAY_CHANGE = {"logger", "wandb", "resume", "dry_run", "run_dir", "parallel", "data", "contexts"}
 MAY_CHANGE_IN_TRAIN = {
     "max_steps",
     "micro_batch_rows",
@@ -34,7 +34,8 @@ def require_same(resumed: Checkpoint, run: RunConfig, fingerprint: dict[str, Any
         raise UserError(f"{resumed.path} is of another model: trained parameters differ")
     if theirs["fixed"] != fingerprint["fixed"]:
         raise UserError(
-            f"{resumed.path} was trained beside other frozen weights or rotary frequencies"
+            f"{resumed.path} was trained beside other frozen weights or rotary frequencies than "
+            f"those of {run.model.path or run.model.name}"
         )
     if not isinstance(theirs["data"], dict):
         raise UserError(

@@ -22,6 +22,7 @@ from longctx.train import checkpoint, meter
 from longctx.train.log import Log, say
 from longctx.train.optim import adamw, freeze_all_but, learning_rate
 from longctx.train.resume import require_same
+from longctx.train.stop import Asked, Stopped
 
 
 @dataclass(frozen=True)
@@ -92,8 +93,7 @@ class Trainer:
         trainable = recipe.trainable(self.model)
         freeze_all_but(self.model, trainable)
         self.fingerprint = checkpoint.fingerprint(self.model) | {"data": self.data.train.identity}
-        self.weights = meter.matmul_weights(self.model)
-        self.width = meter.attention_width(self.model)
+        self.counts = meter.counts(self.model)
         if resumed:
             require_same(resumed, run, self.fingerprint)
             checkpoint.load_weights(self.model, resumed)
@@ -108,13 +108,19 @@ class Trainer:
             self.engine.restore(self.step, resumed.state())
 
     def fit(self) -> Path:
-        """Trains to `max_steps`, evaluating and saving on the way; the last checkpoint's path."""
+        """Trains to `max_steps`, evaluating and saving on the way; the last checkpoint's path.
+
+        Raises:
+            Stopped: if some rank was asked to end; the step is saved.
+        """
         log = self._open_log()
-        here = self.checkpoints / f"step_{self.step:08d}"
-        saved = here if here.exists() else None
+        saved = self._place() if self._place().exists() else None
         try:
-            while self.step < self.run.train.max_steps:
-                saved = self._step_and_save(log) or saved
+            with Asked() as asked:
+                while self.step < self.run.train.max_steps:
+                    saved = self._step_and_save(log) or saved
+                    if self.mesh.sum(bool(asked)) and not self._due(0):
+                        raise Stopped(saved if saved == self._place() else self.save())
         finally:
             self.rows.close()
             if log:
@@ -163,10 +169,10 @@ class Trainer:
             loss=loss,
             grad_norm=grad_norm,
             lr=lr,
-            tokens=sum(b.tokens.numel() for b in batches) * self.mesh.dp_size,
+            tokens=self.run.train.batch_rows * self.run.row_tokens,
             seconds=time.perf_counter() - begin,
             data_seconds=data_seconds,
-            flops=sum(meter.step_flops(self.weights, self.width, b.positions) for b in batches),
+            flops=sum(meter.batch_flops(self.counts, b) for b in batches),
         )
 
     def evaluate(self) -> float | None:
@@ -195,6 +201,10 @@ class Trainer:
         if self.mesh.main:
             checkpoint.prune(self.checkpoints, self.step, self.run.train.keep_last)
         return path
+
+    def _place(self) -> Path:
+        """Where a checkpoint of this step is or would be."""
+        return self.checkpoints / f"step_{self.step:08d}"
 
     def _due(self, every: int) -> bool:
         return self.step == self.run.train.max_steps or (every > 0 and self.step % every == 0)

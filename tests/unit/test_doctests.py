@@ -9,7 +9,7 @@ from tests.helpers.process import ROOT
 
 MODULES = sorted(
     ".".join(path.relative_to(ROOT).with_suffix("").parts)
-    for folder in ("longctx", "recipes", "data_prep")
+    for folder in ("longctx", "recipes", "data_prep", "hydra_plugins")
     for path in (ROOT / folder).rglob("*.py")
     if ">>> " in path.read_text()
 )

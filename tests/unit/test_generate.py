@@ -8,7 +8,10 @@ import torch
 import generate as entry
 from longctx import cli
 from longctx.errors import UserError
-from longctx.generate import GenerateConfig, Spent, generate, read_prompt
+from longctx.generate import GenerateConfig, Spent, generate, read_contexts, read_prompt
+from longctx.models.cepe import CepeForCausalLM
+from longctx.models.encoder import build_encoder
+from longctx.models.export import export
 from longctx.models.load import load_model, load_tokenizer
 
 TEXT = "The pass key is 31415. Remember it. 31415 is the pass key.\n" * 3
@@ -127,3 +130,67 @@ def test_what_it_took_in_words():
         "peak memory: 1.50 GiB",
     ]
     assert dataclasses.replace(spent, new_tokens=1).lines()[1] == "decoding: one token"
+
+
+def test_context_files_are_cut_and_padded(tmp_path):
+    long, short = tmp_path / "long.txt", tmp_path / "short.txt"
+    long.write_text(TEXT)
+    short.write_text("Once.")
+    cfg = config("prompt=x", f"context_files=[{long},{short}]", "context_tokens=40")
+    tokenizer = load_tokenizer(cfg.model.path)
+    ids, real = read_contexts(cfg, tokenizer)
+    assert ids.shape == real.shape and ids.shape[0] == 1 and ids.shape[2] == 40
+    texts = [tokenizer.decode(row[keep]) for row, keep in zip(ids[0], real[0], strict=True)]
+    assert "".join(texts[:-1]) == TEXT and texts[-1] == "Once."
+    assert read_contexts(config("prompt=x"), tokenizer) is None
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [(None, "No such file"), ("", "is empty: there is nothing to read")],
+)
+def test_context_files_that_cannot_be_read(tmp_path, content, line):
+    path = tmp_path / "a.txt"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(UserError, match=line):
+        generate(config("prompt=x", f"context_files=[{path}]"), print)
+
+
+def test_a_decoder_alone_reads_no_context_files(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("Once.")
+    with pytest.raises(UserError, match="has no encoder for context_files"):
+        generate(config("prompt=x", f"context_files=[{path}]"), print)
+
+
+def test_a_cepe_model_reads_context_files(tmp_path):
+    """The text of transformers' generate with the same contexts; and the contexts matter."""
+    decoder = load_model(config("prompt=x").model.path)
+    architecture = {
+        "vocab_size": decoder.config.vocab_size + 1, "hidden_size": 32, "intermediate_size": 48,
+        "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 64,
+        "initializer_range": 0.3,
+    }  # fmt: skip
+    model = CepeForCausalLM.from_parts(decoder, build_encoder(architecture), init="copy")
+    export(model, config("prompt=x").model.path, tmp_path / "cepe")
+    files = [tmp_path / "a.txt", tmp_path / "b.txt"]
+    files[0].write_text(TEXT)
+    files[1].write_text("It was a dark and stormy night.")
+    more = ["prompt=Once upon a time", "max_new_tokens=12", "prefill_tokens=3"]
+    pieces: list[str] = []
+    given = [f"model={tmp_path / 'cepe'}", *map(entry.literal, more), "context_tokens=40"]
+    both = [*given, f"context_files=[{files[0]},{files[1]}]"]
+    cfg = cli.compose(both, GenerateConfig, "generate", "generate_schema")
+    generate(cfg, pieces.append)
+    tokenizer = load_tokenizer(str(tmp_path / "cepe"))
+    ids, real = read_contexts(cfg, tokenizer)
+    prompt = [tokenizer.bos_token_id, *tokenizer.encode(more[0][7:], add_special_tokens=False)]
+    expected = model.eval().generate(
+        torch.tensor([prompt]), context_ids=ids, context_mask=real, do_sample=False,
+        max_new_tokens=12, pad_token_id=0,
+    )[0, len(prompt):]  # fmt: skip
+    assert "".join(pieces) == tokenizer.decode(expected, skip_special_tokens=True)
+    alone = []
+    generate(cli.compose(given, GenerateConfig, "generate", "generate_schema"), alone.append)
+    assert "".join(alone) != "".join(pieces)

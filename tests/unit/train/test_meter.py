@@ -1,8 +1,10 @@
 from types import SimpleNamespace
 
+import pytest
 import torch
 from torch import nn
 
+from longctx.batch import Batch
 from longctx.train import meter
 
 
@@ -45,3 +47,31 @@ def test_peaks():
     assert meter.peak_flops(cpu) > 1e8
     assert meter.peak_flops(cpu) == meter.peak_flops(cpu)  # measured once
     assert meter.peak_memory(cpu) > 10 << 20
+
+
+def test_flops_of_contexts():
+    decoder = Net(tied=True)
+    decoder.config = SimpleNamespace(num_attention_heads=1, num_hidden_layers=3, hidden_size=4)
+    decoder.encoder = nn.Sequential(nn.Embedding(11, 5), nn.Linear(5, 5))
+    decoder.encoder.config = SimpleNamespace(
+        num_attention_heads=1, num_hidden_layers=2, hidden_size=5
+    )
+    cross = nn.ModuleDict({n: nn.Linear(4, 4, bias=False) for n in ("q_proj", "o_proj")})
+    cross.update({n: nn.Linear(5, 4, bias=False) for n in ("k_proj", "v_proj")})
+    layer = SimpleNamespace(cross_attn=SimpleNamespace(**dict(cross.items())))
+    decoder.cross, decoder.cross_attending = cross, lambda: [layer]
+    own = 4 * 6 + 4 * 10
+    assert meter.counts(decoder) == meter.Counts(own + 32, 12, 25 + 40, 10, 4)
+    for part in (decoder.up, decoder.head):
+        part.requires_grad_(False)
+    found = meter.counts(decoder)
+    assert found.weights == pytest.approx(own * 2 / 3 + 32)
+
+    positions = torch.arange(6).repeat(2, 1)
+    plain = Batch(positions, positions, positions)
+    alone = meter.step_flops(found.weights, 12, positions)
+    assert meter.batch_flops(found, plain) == alone
+    full = Batch(positions, positions, positions, torch.zeros(2, 3, 7, dtype=torch.int64))
+    # three passes of two products of 2 multiply-adds a pair: 7 x 7 in a context, 6 x 21 across
+    attention = 3 * 2 * 2 * (2 * 3 * 7 * 7 * 10 + 2 * 6 * 21 * 4)
+    assert meter.batch_flops(found, full) == alone + 6 * 65 * 2 * 21 + attention

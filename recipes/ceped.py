@@ -1,0 +1,85 @@
+"""CEPED: CEPE for a chat model, which also learns to answer as that model does with full attention.
+
+The teacher is the same frozen decoder over [context ; input] with cross-attention left out, on line
+or stored before. Held-out rows always ask it on line.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from longctx.batch import Batch
+from longctx.config import RunConfig
+from longctx.data.loader import RowLoader
+from longctx.data.teacher import StoredTeacher
+from longctx.errors import UserError
+from longctx.models.load import native_window
+from longctx.recipe import Data, Recipe
+from longctx.train.distill import chunked_distillation, decoder_digest, teacher_of
+from recipes import cepe
+from recipes.causal_lm import trainable
+
+
+def build_model(run: RunConfig) -> nn.Module:
+    """CEPE's model; it carries the loss's settings, as a loss sees a model and a batch only."""
+    model: Any = cepe.build_model(run)
+    window, rows = native_window(model.get_decoder().config), run.row_tokens
+    if rows > window:
+        raise UserError(
+            f"the teacher reads contexts and row in one, {rows:,} tokens, and the window of "
+            f"{run.model.name} has {window:,}: lower contexts.count or data.seq_len"
+        )
+    if run.teacher.source == "stored" and Path(str(run.teacher.store)).exists():
+        # What is exported long after needs no teacher; `build_data` asks for it to train.
+        _stored(run).require_model(decoder_digest(model))
+    model.kl = run.kl
+    built: nn.Module = model
+    return built
+
+
+def build_data(run: RunConfig) -> Data:
+    """CEPE's rows; with a stored teacher, each training row with its distributions."""
+    if run.contexts.mask or run.contexts.repeat:
+        raise UserError(
+            f"recipe {run.name}: teacher and student see the same contexts, so contexts.mask=0 "
+            "and contexts.repeat=false"
+        )
+    data = cepe.build_data(run)
+    if run.teacher.source == "online":
+        return data
+    loader = data.train
+    assert isinstance(loader, RowLoader)
+    stored = _stored(run)
+    stored.require_rows(loader.identity)
+    loader.change = stored.with_teacher
+    return replace(data, train=loader)
+
+
+def _stored(run: RunConfig) -> StoredTeacher:
+    stored = StoredTeacher(str(run.teacher.store))
+    stored.require(
+        rows=run.train.max_steps * run.train.batch_rows,
+        seq_len=run.data.seq_len,
+        top_k=run.kl.top_k,
+        temperature=run.kl.temperature,
+    )
+    return stored
+
+
+def loss(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Cross entropy and divergence from the teacher over the row's own tokens."""
+    teacher = teacher_of(model, batch)
+    hidden = model.hidden_states(batch.tokens, batch.positions, batch.contexts)
+    head = model.get_output_embeddings()
+    return chunked_distillation(hidden, teacher, head, batch.labels, model.kl)
+
+
+RECIPE = Recipe(
+    build_model=build_model,
+    build_data=build_data,
+    loss=loss,
+    trainable=trainable,
+    sketch=cepe.sketch,
+)
