@@ -166,7 +166,7 @@ def small_run(device: torch.device, store: Path, *more: str) -> RunConfig:
 
 def random_store(path: Path, tokens: int) -> Path:
     """One document of random tokens of the lab's vocabulary."""
-    about = {"tokenizer_sha256": "0" * 64, "vocab_size": 4096, "bos_id": 1, "eos_id": 2}
+    about: Any = {"tokenizer_sha256": "0" * 64, "vocab_size": 4096, "bos_id": 1, "eos_id": 2}
     text = np.random.default_rng(0).integers(4, 4096, tokens)
     with StoreWriter(path, **about, source={}) as store:
         store.add(np.array([1, *text, 2]))

@@ -96,7 +96,7 @@ class Writer:
 
 def documents(
     writer: Writer, questions: list[Instruction], count: int, seed: int
-) -> list[dict[str, object]]:
+) -> list[dict[str, Any]]:
     """`count` rows of JSONL: the questions that fit, and for the rest the kinds in turn, shuffled.
 
     Args:

@@ -28,7 +28,7 @@ from omegaconf.errors import (
     ValidationError,
 )
 
-from hydra_plugins.longctx_jobs import names
+from hydra_plugins.longctx_jobs import _names as names
 from longctx.config import build
 from longctx.errors import UserError
 from longctx.parallel.mesh import first_to

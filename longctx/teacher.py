@@ -46,9 +46,8 @@ def distributions(model: Any, loader: Any, samples: range, run: RunConfig) -> It
         batch = loader.batch(list(samples[first : first + micro])).to(device)
         with torch.no_grad():
             for states in teacher_states(model, batch):
-                pieces = [
-                    kept(head(x), run.kl.top_k, run.kl.temperature) for x in states.split(chunk)
-                ]
+                logits = map(head, states.split(chunk))
+                pieces = [kept(x, run.kl.top_k, run.kl.temperature) for x in logits]
                 ids, top, rest = (torch.cat(parts) for parts in zip(*pieces, strict=True))
                 probabilities = torch.cat([top, rest], dim=-1)
                 yield ids.cpu().numpy(), probabilities.cpu().numpy()

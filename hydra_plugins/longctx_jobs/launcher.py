@@ -1,7 +1,9 @@
 """Hydra's launcher for sweeps: `python train.py -m recipe=pi,direct_ft` starts one job per point.
 
 Nothing of a run happens in this process. A point's directory is a function of the command, so the
-same command again goes on: finished points are left as they are, others resume.
+same command again goes on: finished points are left as they are, others resume. Hydra runs this
+file at every start, a second time if it was imported before; those beside it begin with _, which
+it leaves alone.
 """
 
 import hashlib
@@ -25,8 +27,9 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from hydra_plugins.longctx_jobs import jobs, table
-from hydra_plugins.longctx_jobs.table import Row
+from hydra_plugins.longctx_jobs import _jobs as jobs
+from hydra_plugins.longctx_jobs import _table as table
+from hydra_plugins.longctx_jobs._table import Row
 from longctx.errors import UserError
 
 RECORD = "sweep_point.json"  # in the run directory of a finished point

@@ -227,7 +227,7 @@ class LongGenBlocks:
         """Blocks that left the recent ones before these rows, and those that leave in them."""
         size, local = self.block_size, self.local_blocks
         before, after = row // size - local, (stop - 1) // size - local
-        for (count,), heads in _runs([(_count(r, before, self.stride),) for r in firsts]):
+        for count, heads in _runs([_count(r, before, self.stride) for r in firsts]):
             if count:
                 yield Part(n, n + count * size, heads=heads)
         for block in range(before + 1, after + 1):

@@ -118,7 +118,7 @@ def chunked_distillation(
         if len(known) == 1:
             with torch.no_grad():
                 known = (head(known[0]),)
-        total: Tensor = _Fused.apply(head(x), y, kl, *known)
+        total: Tensor = _Fused.apply(head(x), y, kl, *known)  # type: ignore[no-untyped-call]
         return total
 
     if chunk is None:
@@ -167,7 +167,7 @@ class _Fused(torch.autograd.Function):
         return total
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
         """The kept gradient, times the scale that came afterwards; none for the teacher."""
         (slope,) = ctx.saved_tensors

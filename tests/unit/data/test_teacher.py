@@ -88,10 +88,10 @@ def test_no_teacher_there(tmp_path):
     with pytest.raises(UserError, match="not a stored teacher of format 1"):
         StoredTeacher(tmp_path)
     (tmp_path / META).write_text(json.dumps({"format": 1, "rows": 3}))
-    with pytest.raises(UserError, match="no readable meta.json"):
+    with pytest.raises(UserError, match=r"no readable meta\.json"):
         StoredTeacher(tmp_path)
     (tmp_path / META).write_text("[]")
-    with pytest.raises(UserError, match="no readable meta.json"):
+    with pytest.raises(UserError, match=r"no readable meta\.json"):
         StoredTeacher(tmp_path)
 
 

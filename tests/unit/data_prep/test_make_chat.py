@@ -56,13 +56,12 @@ def test_documents(place, lab_model, capsys):
         assert reply(f"Answer: {answer}") and "Question: " in before
         assert len(encoder.documents([row["text"]])[0]) <= 250
     asked = [row["text"] for row in rows if row["meta"]["title"] == "squad"]
-    found = {
-        t: f"{t} lies in the north.\nQuestion: Where is {t}?\nAnswer: in the north\nDone."
-        for t in used
-    }
-    assert len(asked) == len(used) and all(
-        any(x.endswith(f) for x in asked) for f in found.values()
-    )
+    assert len(asked) == len(used)
+    for title in used:
+        end = (
+            f"{title} lies in the north.\nQuestion: Where is {title}?\nAnswer: in the north\nDone."
+        )
+        assert sum(text.endswith(end) for text in asked) == 1
     assert any(len(row["text"].split("\n")) > 4 for row in rows)  # prose in front
     kinds = [row["meta"]["title"] for row in rows if row["meta"]["title"] != "squad"]
     assert {kind: kinds.count(kind) for kind in KINDS}.keys() == set(kinds)

@@ -100,9 +100,8 @@ def test_who_reads_all_answers_all(ask, encoder):
             assert sum("The pass key of" in c for c in contexts) == 1
         else:
             assert contexts == [] and len(question) > 480
-    places = [
-        [("The pass key" in c) for c in contexts].index(True) for _, contexts in behind if contexts
-    ]
+    told = [["The pass key" in c for c in contexts] for _, contexts in behind if contexts]
+    places = [found.index(True) for found in told]
     assert places == ([0, 1, 2, 0, 1, 2] if encoder else [])
 
 

@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from hydra_plugins.longctx_jobs import jobs
-from hydra_plugins.longctx_jobs.jobs import Job, Share, command, environment, shares
+from hydra_plugins.longctx_jobs import _jobs as jobs
+from hydra_plugins.longctx_jobs._jobs import Job, Share, command, environment, shares
 from longctx.errors import UserError
 from tests.helpers.process import alive, descendants, wait_until
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from hydra_plugins.longctx_jobs.names import LONGEST, name_points, point_name
+from hydra_plugins.longctx_jobs._names import LONGEST, name_points, point_name
 from longctx import cli
 from longctx.errors import UserError
 

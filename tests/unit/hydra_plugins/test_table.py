@@ -2,8 +2,8 @@
 
 import json
 
-from hydra_plugins.longctx_jobs import table
-from hydra_plugins.longctx_jobs.table import Row
+from hydra_plugins.longctx_jobs import _table as table
+from hydra_plugins.longctx_jobs._table import Row
 
 
 def rows(tmp_path):

@@ -185,13 +185,13 @@ def test_another_decoder_is_refused(place, lab_model, tmp_path):
 
 def test_a_directory_of_another_run_is_not_written_to(place, tmp_path):
     write(stored_run(place, tmp_path / "teacher"), mesh.start())
-    with pytest.raises(UserError, match="was begun for .*seed=0, not 1"):
+    with pytest.raises(UserError, match=r"was begun for .*seed=0, not 1"):
         write(stored_run(place, tmp_path / "teacher", "seed=1"), mesh.start())
 
 
 def test_no_room_on_the_disk(place, tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=9))
-    with pytest.raises(UserError, match="are to be written and 0.00 GB are free"):
+    with pytest.raises(UserError, match=r"are to be written and 0\.00 GB are free"):
         write(stored_run(place, tmp_path / "teacher"), mesh.start())
 
 

@@ -39,6 +39,14 @@ def test_the_same_run_goes_on(run):
     require_same(saved(run, look(run)), run, look(run))
 
 
+def test_a_checkpoint_from_before_encoders_goes_on(run):
+    checkpoint = saved(run, look(run))
+    for group in ("encoder", "contexts", "cepe"):
+        del checkpoint.meta["run"][group]
+    del checkpoint.meta["run"]["data"]["mask_rate"]
+    require_same(checkpoint, run, look(run))
+
+
 def test_a_moved_store_is_the_same_data(tmp_path, run):
     moved = Path(run.data.store[0]).rename(tmp_path / "elsewhere")
     there = tiny_run(moved, tmp_path / "run2", "data.held_out=[]", "data.prefetch=0")
