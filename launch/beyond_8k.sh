@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # SmolLM2-135M beyond its real window of 8,192 tokens, with no training: 16,384 tokens of a held-out
-# text in one pass. Uses what launch/gguf.sh fetched; about 15 minutes on two CPU cores.
+# text in one pass. Uses what launch/gguf.sh fetched; about 20 minutes on two CPU cores.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
@@ -21,6 +21,7 @@ done <<'METHODS'
 plain attention=full
 dca attention=dca
 dynamic_ntk rope=dynamic_ntk
+pi rope=pi rope.factor=2
 yarn rope=yarn rope.factor=2
 streaming attention=streaming
 lm_infinite attention=lm_infinite

@@ -57,7 +57,7 @@ class CepeConfig(PreTrainedConfig):
         return decoder
 
 
-_NO_FIELDS = ("architectures", "transformers_version", "torch_dtype", "_name_or_path")
+_NO_FIELDS = ("architectures", "auto_map", "transformers_version", "torch_dtype", "_name_or_path")
 
 
 def new_decoder(config: PreTrainedConfig) -> PreTrainedModel:

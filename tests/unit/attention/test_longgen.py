@@ -244,7 +244,7 @@ def test_rows_of_different_length_in_an_evicting_cache(name, rows, monkeypatch):
     method, layer, total = pattern(name, 4, 2), nn.Module(), 33
     layer.layer_idx = 0
     whole = call(method, q, k, v, POSITIONS["one document"])
-    for new, past in itertools.product((1, 6), ([27, 26, 14], [33, 21, 0])):
+    for new, past in itertools.product((1, 6), ([27, 26, 14], [33, 21, 0], [9, 5, 8])):
         before = torch.tensor(past)
         mask = torch.arange(total)[None] >= total - before[:, None]
         mask = torch.cat((mask, torch.ones(B, new, dtype=torch.bool)), dim=1)
