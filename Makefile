@@ -15,8 +15,8 @@ setup: .venv/.stamp  ## make .venv with the versions of requirements.lock
 	$(PY) -m pip install --quiet --no-deps --no-build-isolation --config-settings editable_mode=compat --editable .
 	touch $@
 
-demo: setup  ## see the effect of longer windows on the lab model
-	bash launch/demo.sh
+demo: setup  ## see a longer window on the lab model (RECIPE=cepe: contexts in an encoder)
+	bash $(if $(filter cepe,$(RECIPE)),launch/cepe.sh demo,launch/demo.sh)
 
 test: setup  ## run every test that needs no GPU
 	OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses 2 --dist loadfile

@@ -64,7 +64,7 @@ def lab(out: Path) -> str:
             *verdicts(found["main"], counts),
             "![Perplexity behind contexts](figures/cepe_contexts.png)",
             "",
-            *stages(),
+            *stages(out),
             f"Made by `bash launch/cepe.sh`, commit {found['main']['commit']}.",
             "",
         ]
@@ -95,11 +95,11 @@ def verdicts(main: dict[str, Any], counts: list[int]) -> list[str]:
     return table(["claim", "nats a token", ""], rows)
 
 
-def stages() -> list[str]:
+def stages(out: Path) -> list[str]:
     """What the three trainings did: held-out loss at their beginning and end."""
     rows = []
     for name in STAGES:
-        lines = read_metrics(ROOT / "outputs" / f"{name}-lab" / "metrics.jsonl")
+        lines = read_metrics(out / name)
         held = [(m["step"], m["eval_loss"]) for m in lines if m.get("eval_loss")]
         (first, before), (last, after) = held[0], held[-1]
         seconds = sum(m["seconds"] for m in lines)

@@ -1,28 +1,38 @@
 #!/usr/bin/env bash
-# The CEPE tables of docs/results.md: an encoder from random weights (cepe_mlm), the warm-up, the main
-# stage, all on the lab model; then loss with true, shuffled and no context. About half an hour on two
-# CPU cores; a second call goes on where the first one stopped.
+# CEPE on the lab model: an encoder from random weights (cepe_mlm), the warm-up, the main stage, then
+# loss with true, shuffled and no context. Without an argument the tables of docs/results.md, about
+# 40 minutes on two CPU cores; `demo` (`make demo RECIPE=cepe`): fewer steps, about ten.
+# A second call goes on where the first one stopped.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 out=outputs/cepe
-gpus=$(python -c 'import torch; print(torch.cuda.device_count())')
+declare -A few=()
 measure=("tasks=[contexts]" held_out=data/lab/held_out contexts.windows=16)
+if [ "${1:-}" = demo ]; then
+  out=outputs/demo_cepe
+  few=([cepe_mlm]=train.max_steps=100 [cepe_warmup]=train.max_steps=100 [cepe]=train.max_steps=60)
+  measure=("tasks=[contexts]" held_out=data/lab/held_out contexts.windows=4 "contexts.counts=[0,4,16]")
+fi
+gpus=$(python -c 'import torch; print(torch.cuda.device_count())')
 
 bash launch/corpus.sh
 mkdir -p "$out"
-for recipe in cepe_mlm cepe_warmup cepe; do
-  run=outputs/$recipe-lab # where the next recipe looks
-  [ -f "$run/hf/config.json" ] && continue
+stage() { # recipe, then what differs
+  [ -f "$out/$1/hf/config.json" ] && return
   port=$(python -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])')
-  deepspeed --num_gpus "$((gpus > 0 ? gpus : 2))" --master_port "$port" \
-    train.py recipe=$recipe logger=none
-done
-python evaluate.py "${measure[@]}" label="the decoder alone" out="$out/alone" &
+  # shellcheck disable=SC2086
+  deepspeed --num_gpus "$((gpus > 0 ? gpus : 2))" --master_port "$port" train.py recipe="$1" \
+    logger=none run_dir="$out/$1" ${few[$1]:-} "${@:2}"
+}
+stage cepe_mlm
+stage cepe_warmup encoder.path="$out/cepe_mlm/hf"
+stage cepe encoder.path="$out/cepe_mlm/hf" cepe.start="$out/cepe_warmup/hf"
+python evaluate.py "${measure[@]}" label="the decoder alone" out="$out/alone" > "$out/alone.log" 2>&1 &
 first=$!
-python evaluate.py "${measure[@]}" model=outputs/cepe_warmup-lab/hf label="after the warm-up" \
-  out="$out/warmup"
+python evaluate.py "${measure[@]}" model="$out/cepe_warmup/hf" label="after the warm-up" \
+  out="$out/warmup" > "$out/warmup.log" 2>&1
 wait $first
-python evaluate.py "${measure[@]}" model=outputs/cepe-lab/hf label="CEPE" out="$out/main" \
+python evaluate.py "${measure[@]}" model="$out/cepe/hf" label="CEPE" out="$out/main" \
   "compare=[$out/alone,$out/warmup]"
-python benchmarks/cepe_page.py lab "$out"
+[ "${1:-}" = demo ] || python benchmarks/cepe_page.py lab "$out"
