@@ -24,23 +24,23 @@ METHODS = {
     "all_sparse": "every layer sparse",
     "sliding": "sliding window only",
 }
-PLACES = {  # directory, where the full layers are
-    "all_sparse": "none",
-    "first_1": "first, 1 of 4",
-    "middle_1": "middle, 1 of 4",
-    "last_1": "last, 1 of 4",
-    "first_2": "first, 2 of 4",
-    "window": "middle, 2 of 4 (hourglass)",
-    "last_2": "last, 2 of 4",
-    "interleaved_2": "interleaved, 2 of 4",
-    "full": "all",
+PLACES = {  # name, where the full layers are, which they are
+    "all_sparse": ("none", []),
+    "first_1": ("first, 1 of 4", [0]),
+    "middle_1": ("middle, 1 of 4", [1]),
+    "last_1": ("last, 1 of 4", [3]),
+    "first_2": ("first, 2 of 4", [0, 1]),
+    "window": ("middle, 2 of 4 (hourglass)", [1, 2]),
+    "last_2": ("last, 2 of 4", [2, 3]),
+    "interleaved_2": ("interleaved, 2 of 4", [1, 3]),
+    "full": ("all", None),
 }
 WITHIN = 1.02  # of full attention's perplexity
 
 
 def lab(out: Path) -> str:
     """Perplexity, passkeys and the placement of the full layers."""
-    found = {name: read_results(out / f"{name}-eval") for name in METHODS | PLACES}
+    found = collect(out)
     lengths = sorted(perplexities(found["full"]))
     whole = perplexities(found["full"])
     settings = found["full"]["tasks"]["perplexity"]["settings"]
@@ -60,6 +60,7 @@ def lab(out: Path) -> str:
     ]
     at = [f"depth {depth:g}" for depth, _ in depths(found["full"], longest)]
     rows = [row(title, name) for name, title in METHODS.items()]
+    places = [row(title, name) for name, (title, _) in PLACES.items()]
     figure(found, longest, ROOT / "docs" / "figures" / "longgen_placement.png")
     return "\n".join(
         [
@@ -77,13 +78,26 @@ def lab(out: Path) -> str:
             "",
             "Sinks and window everywhere else; the lab model has four layers.",
             "",
-            *table(["full layers", *head], [row(title, name) for name, title in PLACES.items()]),
+            *table(["full layers", *head], places),
             "![Passkeys found and perplexity by placement](figures/longgen_placement.png)",
             "",
             f"Made by `bash launch/longgen.sh`, commit {found['full']['commit']}.",
             "",
         ]
     )
+
+
+def collect(out: Path) -> dict[str, Any]:
+    """What was measured, by name; points of the sweep by the layers that they record."""
+    found: dict[str, Any] = {}
+    for folder in sorted(out.glob("*-eval")):
+        results = read_results(folder)
+        own, name = results["attention"], folder.name.removesuffix("-eval")
+        layers = own.get("full_layers")
+        if own["name"] == "longgen_window" and own["sink_tokens"]:
+            name = next(place for place, (_, full) in PLACES.items() if full == layers)
+        found[name] = results
+    return found
 
 
 def verdicts(found: dict[str, Any], lengths: list[int]) -> list[str]:
@@ -114,7 +128,9 @@ def figure(found: dict[str, Any], length: int, path: Path) -> None:
     axes.bar(range(len(names)), [retrieval(found[n])[length] * 100 for n in names],
              color=COLOURS[0], width=0.6)  # fmt: skip
     axes.set_ylabel(f"passkeys found at {length:,}, %", color=COLOURS[0])
-    axes.set_xticks(range(len(names)), [PLACES[n].replace(", ", "\n") for n in names], fontsize=8)
+    axes.set_xticks(
+        range(len(names)), [PLACES[n][0].replace(", ", "\n") for n in names], fontsize=8
+    )
     other = axes.twinx()
     other.plot([perplexities(found[n])[length] for n in names], "D", color=COLOURS[1])
     other.set_ylabel(f"perplexity at {length:,}", color=COLOURS[1])

@@ -18,11 +18,14 @@ measure=("lengths=[256,512,1024]" "tasks=[perplexity,passkey]" samples=10 held_o
   perplexity.stride=128 perplexity.document_tokens=4096 "perplexity.protocols=[sliding_new_tokens]")
 window="attention=longgen_window attention.sink_tokens=16 attention.window_tokens=112"
 
+measured() { # run directory, name
+  python evaluate.py "${measure[@]}" model="$1/hf" label="$2" out="$out/$2-eval" \
+    > "$out/$2.eval.log" 2>&1
+}
 try() { # name, then the attention
   [ -f "$out/$1/hf/config.json" ] ||
     python train.py "${train[@]}" run_dir="$out/$1" "${@:2}" > "$out/$1.log" 2>&1
-  python evaluate.py "${measure[@]}" model="$out/$1/hf" label="$1" out="$out/$1-eval" \
-    >> "$out/$1.log" 2>&1
+  measured "$out/$1" "$1"
 }
 running=0
 while read -r name choice; do
@@ -34,14 +37,14 @@ done <<METHODS
 full attention=full
 window $window
 blocks attention=longgen_blocks attention.block_size=16 attention.local_blocks=4 attention.stride=16
-all_sparse $window attention.full_layers=[]
 sliding $window attention.sink_tokens=0 attention.window_tokens=128 attention.full_layers=[]
-first_1 $window attention.full_layers=[0]
-middle_1 $window attention.full_layers=[1]
-last_1 $window attention.full_layers=[3]
-first_2 $window attention.full_layers=[0,1]
-last_2 $window attention.full_layers=[2,3]
-interleaved_2 $window attention.full_layers=[1,3]
 METHODS
 wait
+# shellcheck disable=SC2086
+python train.py -m "${train[@]}" $window 'attention.full_layers=[],[0],[1],[3],[0,1],[2,3],[1,3]' \
+  hydra.sweep.dir="$out/placement" hydra.launcher.kind=python hydra.launcher.nproc=1 \
+  hydra.launcher.parallel=2
+for point in "$out"/placement/*/; do
+  measured "${point%/}" "$(basename "$point")"
+done
 python benchmarks/longgen_page.py lab "$out"
