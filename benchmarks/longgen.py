@@ -12,6 +12,7 @@ are Llama-2-7B's.
 """
 
 import argparse
+import copy
 import json
 import platform
 import statistics
@@ -20,6 +21,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,7 @@ from longctx.models.load import RECORD, build_model  # noqa: E402
 
 DECODED = 16  # tokens that one timed call decodes
 LONGEST = 60.0  # seconds that one call may take
+Call = Callable[[], Any]
 
 
 @dataclass(frozen=True)
@@ -110,15 +113,15 @@ def model_of(shapes: Shapes, attention: dict[str, Any], device: torch.device) ->
     return model
 
 
-def pairs(model: Any, length: int) -> list[int]:
-    """Query-key pairs of each layer and head: full layers all of them, sparse ones what is kept."""
+def pairs(model: Any, length: int) -> list[float]:
+    """Query-key pairs of each layer and head: full layers all of them, sparse ones what is seen."""
     record = getattr(model.config, RECORD, None)
-    layers, whole = model.config.num_hidden_layers, length * (length + 1) // 2
+    layers, whole = model.config.num_hidden_layers, length * (length + 1) / 2
     if record is None:
         return [whole] * layers
     method = attention_method(record)
-    sparse = sum(method.kept_tokens(past) for past in range(length)) + length
-    return [min(sparse, whole) if method.evicts(layer) else whole for layer in range(layers)]
+    sparse = float(method.seen(torch.arange(length)).double().sum())
+    return [sparse if method.evicts(layer) else whole for layer in range(layers)]
 
 
 def flops(shapes: Shapes, model: Any, length: int, training: bool) -> float:
@@ -132,10 +135,22 @@ def flops(shapes: Shapes, model: Any, length: int, training: bool) -> float:
 
 
 def bytes_read(model: Any, length: int) -> float:
-    """By one decoded token: every weight but the embedding table, and the cache."""
+    """Moved by one decoded token: every weight but the embedding table, and the cache.
+
+    Transformers' caches, and that of the strided blocks, copy themselves for each token: read,
+    written and read again, three times their size. The window's ring is read once.
+    """
     table = model.get_input_embeddings().weight.numel()
-    weights = sum(p.numel() for p in model.parameters()) - table
-    return float(weights * model.dtype.itemsize + held(model, length))
+    weights = (sum(p.numel() for p in model.parameters()) - table) * model.dtype.itemsize
+    config, record = model.config, getattr(model.config, RECORD, None)
+    method = attention_method(record) if record else None
+    token = 2 * config.num_key_value_heads * config.head_dim * model.dtype.itemsize
+    moved = 0
+    for layer in range(config.num_hidden_layers):
+        sparse = method is not None and method.evicts(layer)
+        kept = method.kept_tokens(length) if sparse else length
+        moved += token * kept * (1 if sparse and hasattr(method, "ring") else 3)
+    return float(weights + moved)
 
 
 def held(model: Any, length: int) -> int:
@@ -148,7 +163,7 @@ def held(model: Any, length: int) -> int:
     return formula(method, layers, heads, dim, length, model.dtype.itemsize)
 
 
-def seconds(call: Callable[[], Any], device: torch.device) -> float:
+def seconds(call: Call, device: torch.device) -> float:
     """Of one call: this process's CPU seconds, or a GPU's seconds on the wall."""
     if device.type == "cpu":
         begin = time.process_time()
@@ -183,14 +198,20 @@ def decode(model: Any, token: torch.Tensor, cache: Any) -> None:
 
 
 def measured(
-    calls: dict[str, Callable[[], Any]], budget: float, device: torch.device
+    calls: dict[str, Callable[[], Call]], budget: float, device: torch.device
 ) -> dict[str, list[float]] | None:
-    """Seconds of each side, in turn; None if a call takes longer than `LONGEST`."""
+    """Seconds of each side, in turn; None if a call takes longer than `LONGEST`.
+
+    Args:
+        calls: by side, what makes ready (not timed) and gives the call.
+        budget: seconds to spend.
+        device: where.
+    """
     taken: dict[str, list[float]] = {side: [] for side in calls}
     rounds = 1
     while len(taken["full"]) < rounds + 1:
         for side, call in calls.items():
-            taken[side].append(seconds(call, device))
+            taken[side].append(seconds(call(), device))
         one = max(values[-1] for values in taken.values())
         if one > LONGEST:
             return None
@@ -206,17 +227,17 @@ def compare(
     tokens = torch.randint(0, 256, (1, length), device=device)
     caches = {side: prefill(model, tokens) for side, model in models.items()}
     sizes = {side: cache_bytes(cache) for side, cache in caches.items()}
-    works: dict[str, tuple[Callable[[str], Any], Callable[[Any], float]]] = {
+    works: dict[str, tuple[Callable[[str], Call], Callable[[Any], float]]] = {
         "training step": (
-            lambda side: training_step(models[side], tokens),
+            lambda side: partial(training_step, models[side], tokens),
             lambda model: flops(shapes, model, length, True),
         ),
         "prefill": (
-            lambda side: prefill(models[side], tokens),
+            lambda side: partial(prefill, models[side], tokens),
             lambda model: flops(shapes, model, length, False),
         ),
         "decode": (
-            lambda side: decode(models[side], tokens[:, :1], caches[side]),
+            lambda side: partial(decode, models[side], tokens[:, :1], copy.deepcopy(caches[side])),
             lambda model: bytes_read(model, length),
         ),
     }
@@ -224,6 +245,7 @@ def compare(
         calls = {side: (lambda work=work, side=side: work(side)) for side in models}
         taken = measured(calls, budget, device)
         if taken is None:
+            yield {"length": length, "work": name, "skipped": f"over {LONGEST:g} s a call"}
             continue
         for side in list(models)[1:]:
             ratios = sorted(a / b for a, b in zip(taken["full"], taken[side], strict=True))

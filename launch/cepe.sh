@@ -11,7 +11,7 @@ declare -A few=()
 measure=("tasks=[contexts]" held_out=data/lab/held_out contexts.windows=16)
 if [ "${1:-}" = demo ]; then
   out=outputs/demo_cepe
-  few=([cepe_mlm]=train.max_steps=100 [cepe_warmup]=train.max_steps=100 [cepe]=train.max_steps=60)
+  few=([cepe_mlm]=train.max_steps=100 [cepe_warmup]=train.max_steps=200 [cepe]=train.max_steps=60)
   measure=("tasks=[contexts]" held_out=data/lab/held_out contexts.windows=4 "contexts.counts=[0,4,16]")
 fi
 gpus=$(python -c 'import torch; print(torch.cuda.device_count())')

@@ -85,6 +85,8 @@ class Spent:
         prefill_seconds: until the first new token.
         decode_seconds: from there to the end.
         peak_bytes: most ever allocated on the GPU, or most ever resident on CPU.
+        context_tokens: that the encoder has read, before the prefill.
+        context_seconds: it took.
     """
 
     window: int
@@ -93,6 +95,8 @@ class Spent:
     prefill_seconds: float
     decode_seconds: float
     peak_bytes: int
+    context_tokens: int = 0
+    context_seconds: float = 0.0
 
     def lines(self) -> list[str]:
         """For people."""
@@ -102,7 +106,9 @@ class Spent:
         if later:
             decoding = f"{later:,} tokens after the first in {self.decode_seconds:.2f} s"
             decoding += f", {later / self.decode_seconds:,.1f} tokens/s"
+        read = f"contexts: {self.context_tokens:,} tokens in {self.context_seconds:.2f} s"
         return [
+            *([read] if self.context_tokens else []),
             f"prefill: {prefill} tokens/s (the model's window: {self.window:,})",
             f"decoding: {decoding}",
             f"peak memory: {self.peak_bytes / 2**30:.2f} GiB",
@@ -183,9 +189,9 @@ def generate(cfg: GenerateConfig, write: Callable[[str], None]) -> Spent:
     ids, given = _tokens(tokenizer, text), read_contexts(cfg, tokenizer)
     rope = _scaling(cfg.rope, len(ids) + cfg.max_new_tokens)
     model = load_model(path, cfg.attention, rope, dtype_for(cfg.dtype, device), device).eval()
-    if given is not None and not hasattr(model, "encode"):
-        raise UserError(f"model={path} has no encoder for context_files: put them into the prompt")
     torch.manual_seed(cfg.seed)
+    before = time.perf_counter()
+    contexts = _encoded(cfg, model, given, device)
     begin, first = time.perf_counter(), 0.0
     with tqdm(total=len(ids), desc="prefill", unit="token", disable=None) as bar:
 
@@ -205,7 +211,7 @@ def generate(cfg: GenerateConfig, write: Callable[[str], None]) -> Spent:
             cfg.prefill_tokens,
             stream,
             bar.update,
-            _encoded(model, given, device),
+            contexts,
             max_new_tokens=cfg.max_new_tokens,
             pad_token_id=_padding(tokenizer),
             **_sampling(cfg),
@@ -218,13 +224,35 @@ def generate(cfg: GenerateConfig, write: Callable[[str], None]) -> Spent:
         first - begin,
         end - first,
         _peak_memory(device),
+        0 if given is None else int(given[1].sum()),
+        begin - before,
     )
 
 
 @torch.no_grad()
-def _encoded(model: Any, given: tuple[Tensor, Tensor] | None, device: str) -> Any:
-    """What the model's encoder makes of the contexts."""
-    return None if given is None else model.encode(*(x.to(device) for x in given))
+def _encoded(
+    cfg: GenerateConfig, model: Any, given: tuple[Tensor, Tensor] | None, device: str
+) -> Any:
+    """What the model's encoder makes of the contexts, when it is made.
+
+    Raises:
+        UserError: if it has no encoder, or that one reads fewer tokens at a time.
+    """
+    if given is None:
+        return None
+    path = cfg.model.path
+    if not hasattr(model, "encode"):
+        raise UserError(f"model={path} has no encoder for context_files: put them into the prompt")
+    window = model.config.encoder_config.max_position_embeddings
+    if given[0].shape[2] > window:
+        raise UserError(
+            f"context_tokens={cfg.context_tokens}, and the encoder of {path} reads {window} at a "
+            "time: lower it"
+        )
+    contexts = model.encode(*(x.to(device) for x in given))
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
+    return contexts
 
 
 def _tokens(tokenizer: Any, text: str) -> list[int]:

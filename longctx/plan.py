@@ -6,15 +6,17 @@ stores are at hand, the lengths of their documents. The memory plan counts what 
 """
 
 import os
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import yaml
 from torch import nn
 
+from longctx.attention.longgen import cache_bytes
 from longctx.config import RunConfig
 from longctx.errors import UserError
-from longctx.models.load import describe
+from longctx.models.choose import attention_method
+from longctx.models.load import RECORD, describe
 from longctx.recipe import Data, Recipe
 from longctx.train.loss import LOGITS_BYTES
 
@@ -98,7 +100,7 @@ def report(run: RunConfig, recipe: Recipe) -> str:
     trained = sum(p.numel() for p in recipe.trainable(model).values())
     lines = [yaml.safe_dump(asdict(run), sort_keys=False)]
     lines += [f"batch: {batch_arithmetic(run, ranks)}", *_context_lines(run), _model_line(model)]
-    lines += _added_lines(model)
+    lines += [*_added_lines(model), *_cache_lines(run, model)]
     try:
         lines += data_lines(run, recipe.build_data(run))
     except UserError as error:
@@ -147,6 +149,26 @@ def _added_lines(model: Any) -> list[str]:
     return [
         f"added: {layers} cross-attention layers of {(added - encoder) // layers:,} parameters and "
         f"an encoder of {encoder:,}: {added:,} to {total - added:,}, {total:,} in all"
+    ]
+
+
+def _cache_lines(run: RunConfig, model: Any) -> list[str]:
+    """What the cache of one row holds at the run's length, where some layers forget."""
+    config = model.config.get_text_config()
+    record = getattr(config, RECORD, None)
+    method = attention_method(record) if record else None
+    if not hasattr(method, "evicts"):
+        return []
+    layers, heads = config.num_hidden_layers, config.num_attention_heads
+    key_heads = getattr(config, "num_key_value_heads", None) or heads
+    dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    held, full = (
+        cache_bytes(x, layers, key_heads, dim, run.data.seq_len, model.dtype.itemsize)
+        for x in (method, replace(method, full_layers=list(range(layers))))
+    )
+    return [
+        f"cache of a row of {run.data.seq_len:,} tokens: {held / GIB:.3f} GiB, with full "
+        f"attention {full / GIB:.3f} GiB; {1 - held / full:.2%} saved"
     ]
 
 

@@ -23,13 +23,17 @@ from longctx.train.loss import chunked_cross_entropy
 
 def build_model(run: RunConfig) -> nn.Module:
     """The decoder with its attention, rope scaling and adapters, on CPU."""
-    if run.encoder.name != "none" or run.contexts.count:
-        raise UserError(f"recipe {run.name} trains a decoder alone: no encoder=, no contexts.count")
+    _check(run)
     decoder = load_decoder(run)
     if run.parallel.activation_checkpointing:
         decoder.gradient_checkpointing_enable({"use_reentrant": False})
     decoder.train()
     return add_lora(decoder, run.adapter)
+
+
+def _check(run: RunConfig) -> None:
+    if run.encoder.name != "none" or run.contexts.count:
+        raise UserError(f"recipe {run.name} trains a decoder alone: no encoder=, no contexts.count")
 
 
 def load_decoder(run: RunConfig) -> Any:
@@ -42,6 +46,12 @@ def load_decoder(run: RunConfig) -> Any:
 
 def sketch(run: RunConfig) -> Any:
     """The decoder on the meta device, without adapters."""
+    _check(run)
+    return sketch_decoder(run)
+
+
+def sketch_decoder(run: RunConfig) -> Any:
+    """The same for a recipe that joins something to the decoder."""
     architecture = run.model.architecture or architecture_of(str(run.model.path))
     return random_model(architecture, run.attention, run.rope, run.train.dtype, meta=True)
 

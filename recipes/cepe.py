@@ -15,14 +15,13 @@ from longctx.data.contexts import Stores, windowed
 from longctx.data.masking import MaskContexts
 from longctx.errors import UserError
 from longctx.models.cepe import CepeForCausalLM
-from longctx.models.encoder import load_encoder
+from longctx.models.chosen_encoder import chosen_encoder, require_window, sketch_encoder
+from longctx.models.load import native_window
 from longctx.recipe import Data, Recipe
 from longctx.train.loss import chunked_cross_entropy
 from longctx.train.optim import freeze_all_but
 from longctx.train.start import require_same_tokenizer, take_added
-from recipes import causal_lm
-from recipes.causal_lm import load_decoder, open_stores, trainable
-from recipes.cepe_mlm import new_encoder
+from recipes.causal_lm import load_decoder, open_stores, sketch_decoder, trainable
 
 
 def build_model(run: RunConfig) -> nn.Module:
@@ -30,12 +29,9 @@ def build_model(run: RunConfig) -> nn.Module:
     _check(run)
     tokenizer = run.model.tokenizer or run.model.path
     require_same_tokenizer(tokenizer, [run.encoder.path, run.cepe.start])
-    decoder = load_decoder(run)
-    stored = run.encoder.path is not None
-    if run.cepe.start is not None and run.encoder.architecture:
-        stored = False  # all its weights are about to come from there
-    encoder = load_encoder(str(run.encoder.path), run.train.dtype) if stored else new_encoder(run)
-    model: Any = _join(run, decoder, encoder)
+    fresh = run.cepe.start is None  # else all its weights are about to come from there
+    encoder = chosen_encoder(run.encoder, run.train.dtype, run.seed, weights=fresh)
+    model: Any = _join(run, load_decoder(run), encoder)
     if run.cepe.start is not None:
         take_added(model, run.cepe.start)
     if run.parallel.activation_checkpointing:
@@ -47,9 +43,9 @@ def build_model(run: RunConfig) -> nn.Module:
 def sketch(run: RunConfig) -> nn.Module:
     """The model on the meta device."""
     _check(run)
-    decoder = causal_lm.sketch(run)
+    encoder = sketch_encoder(run.encoder, run.train.dtype)
     with torch.device("meta"):
-        return _frozen(run, _join(run, decoder, new_encoder(run)))
+        return _frozen(run, _join(run, sketch_decoder(run), encoder))
 
 
 def _check(run: RunConfig) -> None:
@@ -60,6 +56,14 @@ def _check(run: RunConfig) -> None:
 
 
 def _join(run: RunConfig, decoder: Any, encoder: Any) -> Any:
+    require_window(encoder, run.contexts.size, "contexts.size")
+    window, kind = native_window(decoder.config), decoder.config.rope_parameters["rope_type"]
+    # Other attentions, and dynamic rope, read beyond the window that a model claims.
+    if run.data.seq_len > window and run.attention["name"] == "full" and kind != "dynamic":
+        raise UserError(
+            f"data.seq_len={run.data.seq_len} is beyond the window of {run.model.name}, {window} "
+            f"tokens, and recipe {run.name} leaves the decoder as it is: lower it"
+        )
     return CepeForCausalLM.from_parts(
         decoder, encoder, cross_layers=run.cepe.layers, init=run.cepe.init, seed=run.seed
     )

@@ -6,7 +6,6 @@ The model of the run is the decoder that the encoder is for; its tokenizer is al
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from longctx.batch import Batch
@@ -15,7 +14,7 @@ from longctx.data.contexts import Stores, windowed
 from longctx.data.loader import RowLoader
 from longctx.data.masking import MaskTokens
 from longctx.errors import UserError
-from longctx.models.encoder import build_encoder, load_encoder
+from longctx.models.chosen_encoder import chosen_encoder, require_window, sketch_encoder
 from longctx.models.load import load_tokenizer
 from longctx.recipe import Data, Recipe
 from longctx.train.loss import chunked_cross_entropy
@@ -24,31 +23,26 @@ from recipes.causal_lm import open_stores, trainable
 
 def build_model(run: RunConfig) -> Any:
     """The encoder with its head, on CPU."""
-    names = (run.attention["name"], run.rope.name, run.adapter.name)
-    if names != ("full", "none", "none"):
-        raise UserError(f"recipe {run.name} trains an encoder: no attention=, rope= or adapter=")
-    path = run.encoder.path
-    encoder = new_encoder(run) if path is None else load_encoder(path, run.train.dtype)
+    _check(run)
+    encoder = chosen_encoder(run.encoder, run.train.dtype, run.seed)
+    require_window(encoder, run.data.seq_len, "data.seq_len")
     if run.parallel.activation_checkpointing:
         encoder.gradient_checkpointing_enable({"use_reentrant": False})
     return encoder.train()
 
 
-def new_encoder(run: RunConfig) -> Any:
-    """An encoder of random weights, with its head.
-
-    Raises:
-        UserError: if the run does not say what it looks like.
-    """
-    if not run.encoder.architecture:
-        raise UserError(f"encoder={run.encoder.name} has no architecture: give encoder=CHOICE")
-    return build_encoder(run.encoder.architecture, run.train.dtype, run.seed)
-
-
 def sketch(run: RunConfig) -> Any:
     """The encoder on the meta device."""
-    with torch.device("meta"):
-        return new_encoder(run)
+    _check(run)
+    encoder = sketch_encoder(run.encoder, run.train.dtype)
+    require_window(encoder, run.data.seq_len, "data.seq_len")
+    return encoder
+
+
+def _check(run: RunConfig) -> None:
+    names = (run.attention["name"], run.rope.name, run.adapter.name)
+    if names != ("full", "none", "none"):
+        raise UserError(f"recipe {run.name} trains an encoder: no attention=, rope= or adapter=")
 
 
 def build_data(run: RunConfig) -> Data:

@@ -21,7 +21,7 @@ def name_points(arguments: list[str]) -> list[str]:
         arguments: of the command line, without the program's name.
 
     Raises:
-        UserError: if a launcher started this process, or `run_dir` is given.
+        UserError: if a launcher started this process, or `run_dir` or a dry run is given.
     """
     if "RANK" in os.environ:
         raise UserError(
@@ -36,6 +36,8 @@ def name_points(arguments: list[str]) -> list[str]:
             "run_dir= is the directory of one run: those of a sweep (-m) are below "
             "hydra.sweep.dir=DIR"
         )
+    if any(x.key_or_group == "dry_run" and x.value() not in (False,) for x in overrides):
+        raise UserError("a sweep has no dry run: give one point without -m")
     swept = {x.key_or_group for x in overrides if x.is_sweep_override()}
     fixed = ",".join(f"'{key}'" for key in keys if key not in swept)
     return [f"hydra.job.config.override_dirname.exclude_keys=[{fixed}]"]

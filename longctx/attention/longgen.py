@@ -33,6 +33,9 @@ class Pattern(Protocol):
     def kept_tokens(self, past: int) -> int:
         """Entries a sparse layer holds per key head after `past` tokens."""
 
+    def seen(self, past: Tensor) -> Tensor:
+        """Keys that a query after so many tokens sees, its own included; mean over key heads."""
+
     def kept_positions(self, past: Tensor, key_heads: Tensor) -> Tensor:
         """Positions of those entries, `[b h|1 kept_tokens(past.max())]`, -1 where a row has less.
 
@@ -92,21 +95,6 @@ def check_full_layers(full_layers: Any) -> None:
     twice = sorted({layer for layer in indices if indices.count(layer) > 1})
     if twice:
         raise UserError(f"attention.full_layers has layer {twice[0]} more than once")
-
-
-def relative_cache(layers: int, full: int, kept: int, tokens: int) -> float:
-    """Size of the cache of a hybrid model, that of full attention being 1.
-
-    Args:
-        layers: of the model.
-        full: how many of them see everything.
-        kept: tokens that a sparse layer holds.
-        tokens: length of the document.
-
-    >>> round(1 - relative_cache(32, 12, 2048, 131072), 4)
-    0.6152
-    """
-    return full / layers + (1 - full / layers) * min(kept, tokens) / tokens
 
 
 def cache_bytes(

@@ -130,6 +130,16 @@ class LongGenBlocks:
         local = past - max(0, block - self.local_blocks + 1) * self.block_size
         return strided * self.block_size + local
 
+    def seen(self, past: Tensor) -> Tensor:
+        """Keys that a query after so many tokens sees in a sparse layer; mean over key heads."""
+        assert self.key_heads is not None
+        block = past // self.block_size
+        local = past + 1 - (block - self.local_blocks + 1).clamp(min=0) * self.block_size
+        firsts = self.first(torch.arange(self.key_heads, device=past.device))
+        last = (block - self.local_blocks)[..., None]
+        strided = ((last - firsts) // self.stride + 1).clamp(min=0).double().mean(-1)
+        return local + strided * self.block_size
+
     def kept_positions(self, past: Tensor, key_heads: Tensor) -> Tensor:
         """Positions of those entries, `[b h|1 K]`; see `longgen.Pattern`."""
         size, kept = self.block_size, self.kept_tokens(int(past.max()))

@@ -41,6 +41,8 @@ class LongGenWindow:
             raise UserError(f"attention.sink_tokens={self.sink_tokens} must be at least 0")
         if self.window_tokens < 1:
             raise UserError(f"attention.window_tokens={self.window_tokens} must be at least 1")
+        if self.whole < 2:
+            raise UserError("attention.sink_tokens + attention.window_tokens must be at least 2")
         longgen.check_full_layers(self.full_layers)
 
     def for_layers(self, layers: int, heads: int, key_heads: int) -> "LongGenWindow":
@@ -73,6 +75,10 @@ class LongGenWindow:
     def kept_tokens(self, past: int) -> int:
         """Entries a sparse layer holds per key head after `past` tokens."""
         return min(past, self.whole)
+
+    def seen(self, past: Tensor) -> Tensor:
+        """Keys that a query after so many tokens sees in a sparse layer, its own included."""
+        return (past + 1).clamp(max=self.whole)
 
     def kept_positions(self, past: Tensor, key_heads: Tensor) -> Tensor:
         """Positions of those entries, `[b 1 K]`; see `longgen.Pattern`."""

@@ -34,20 +34,17 @@ class Windows:
         return len(self.rows)
 
 
-def in_documents(lengths: Ints, context: int, decoder: int, cap: int | None = None) -> Windows:
+def in_documents(lengths: Ints, context: int, decoder: int) -> Windows:
     """Windows inside documents: `floor((L - P) / D)` of each that has at least P + D tokens.
 
     Args:
         lengths: `[documents]` tokens in each.
         context: P, tokens; 0: only the tiling, for `warm_up`.
         decoder: D, tokens.
-        cap: most windows of one document, spread evenly over it; None: all of them.
     """
-    every = np.maximum((lengths - context) // decoder, 0)
-    kept = every if cap is None else np.minimum(every, cap)
+    kept = np.maximum((lengths - context) // decoder, 0)
     document = smallest(np.repeat(np.arange(len(lengths)), kept))
     number = np.arange(len(document)) - np.repeat(np.cumsum(kept) - kept, kept)
-    number = number * every[document] // kept[document]
     return Windows(
         rows=Rows(
             offsets=np.arange(len(document) + 1),

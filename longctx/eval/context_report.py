@@ -119,6 +119,8 @@ def _qa(models: Sequence[Results]) -> Iterator[str]:
             tokens = f"{row['tokens'][0]:,} to {row['tokens'][1]:,}"
             if row["context_tokens"][1]:
                 tokens += f" + {row['context_tokens'][0]:,} to {row['context_tokens'][1]:,} encoded"
+            if row.get("passages_cut"):
+                tokens += f", {row['passages_cut']:,} passages in several contexts"
             cells = ["" if row["k"] is None else str(row["k"])]
             cells += [_percent(row, key) for key in SCORES]
             cells += [f"{100 * row['gold_found']:.1f}", tokens]

@@ -2,7 +2,8 @@
 
 Passages are the k best by BM25 or by given scores; controls put the gold passages first, in the
 middle or last among the best others, alone, or leave them out. Greedy decoding of a few tokens, and
-the answer ends at a newline. A prompt that does not fit is an error before anything is asked.
+the answer ends at a newline. A prompt that does not fit is an error before anything is asked; a
+passage wider than the encoder's window becomes several contexts, and is counted.
 Costs one prefill a prompt and some decoding steps, a prompt at a time.
 """
 
@@ -53,13 +54,12 @@ class Exam:
                 yield cell, i, self.writer.write(question, passages)
 
 
-def check_fit(exam: Exam, window: int, encoder_window: int | None) -> None:
+def check_fit(exam: Exam, window: int) -> None:
     """Writes every prompt once.
 
     Args:
         exam: prompts.
         window: tokens for prompt and answer.
-        encoder_window: tokens in one context; None: no limit.
 
     Raises:
         UserError: at the first that does not fit, which it names. Nothing is ever truncated.
@@ -74,12 +74,6 @@ def check_fit(exam: Exam, window: int, encoder_window: int | None) -> None:
                     f"{where}: its prompt of {len(prompt.tokens):,} tokens and {answer} for the "
                     f"answer exceed the window of {window:,}: fewer qa.passages, or a larger "
                     "qa.window if the model can do more than it claims"
-                )
-            widest = max(map(len, prompt.contexts), default=0)
-            if encoder_window is not None and widest > encoder_window:
-                raise UserError(
-                    f"{where}: a passage of {widest:,} tokens exceeds the encoder's window of "
-                    f"{encoder_window:,}: use shorter passages"
                 )
             bar.update()
 
@@ -119,6 +113,7 @@ def _record(exam: Exam, cell: Cell, i: int, prompt: Prompt, answer: str) -> Samp
         "gold_spans": [list(span) for span in prompt.gold_spans],
         "tokens": len(prompt.tokens),
         "context_tokens": sum(map(len, prompt.contexts)),
+        "passages_cut": prompt.cut,
         "prediction": answer,
         "em": exact(answer, question.answers),
         "sub_em": contained(answer, question.answers),
@@ -144,6 +139,7 @@ def summary(cell: Cell, records: Sequence[Sample]) -> dict[str, Any]:
     row |= {"f1": sum(scores) / n, "f1_interval": list(bootstrap(scores))}
     complete = sum(bool(r["gold"]) and set(r["gold"]) <= set(r["passages"]) for r in records)
     row["gold_found"] = complete / n
+    row["passages_cut"] = sum(r["passages_cut"] for r in records)
     for key in ("tokens", "context_tokens", "in_decoder"):
         row[key] = [min(r[key] for r in records), max(r[key] for r in records)]
     return row
@@ -178,9 +174,9 @@ def run(cfg: EvalConfig, subject: Subject) -> TaskResult:
     model = subject.model
     in_decoder = own.decoder_passages if has_encoder(model) else None
     bos = subject.tokenizer.bos_token_id
-    writer = Writer(pool, shown, in_decoder, subject.encode, bos)
+    writer = Writer(pool, shown, in_decoder, subject.encode, bos, context_window(model))
     exam = Exam(own, writer, asked, ranked, cfg.seed)
-    check_fit(exam, own.window or model.config.max_position_embeddings, context_window(model))
+    check_fit(exam, own.window or model.config.max_position_embeddings)
     records = ask(exam, subject)
     rows = []
     for cell in cells(own):

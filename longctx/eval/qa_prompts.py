@@ -3,7 +3,8 @@
 `Document (Title: {title}): {text}` for each passage, a blank line between pieces, and at the end
 `Question: {question}` and `Answer:`; a demonstration is one passage, its question and its answer.
 Passages stand in rank order. Of a model with an encoder, the decoder reads the first of them and
-the encoder the rest, each a context of its own; demonstrations and question stay in the decoder.
+the encoder the rest, each a context of its own, or several where it is wider than the encoder's
+window (the order of contexts is not seen); demonstrations and question stay in the decoder.
 Nothing is ever truncated. Costs one tokenisation a prompt.
 Source: CEPE (2402.16617) section 4.3 and its code.
 """
@@ -37,7 +38,8 @@ class Prompt:
         in_decoder: the decoder reads the first so many, the encoder the others.
         text: what the decoder reads.
         tokens: of that text, BOS included.
-        contexts: tokens of each passage that the encoder reads.
+        contexts: tokens of each context that the encoder reads.
+        cut: passages that are several contexts.
         gold_spans: characters `[start, stop]` of `text` at which gold passages stand.
     """
 
@@ -46,6 +48,7 @@ class Prompt:
     text: str
     tokens: list[int]
     contexts: list[list[int]]
+    cut: int
     gold_spans: list[tuple[int, int]]
 
 
@@ -130,6 +133,7 @@ class Writer:
         in_decoder: passages that the decoder reads at most; None: all of them.
         encode: text to tokens, no special tokens added.
         bos_id: first token of every prompt; None: nothing.
+        widest: tokens in one context; None: no limit.
     """
 
     pool: Pool
@@ -137,6 +141,7 @@ class Writer:
     in_decoder: int | None
     encode: Callable[[str], list[int]]
     bos_id: int | None
+    widest: int | None = None
 
     def write(self, question: Question, passages: tuple[int, ...]) -> Prompt:
         """The prompt of one question.
@@ -156,8 +161,15 @@ class Writer:
         asked = f"Question: {question.text}\nAnswer:"
         text = GAP.join([*self._demonstrations(), *texts[:split], asked])
         front = [] if self.bos_id is None else [self.bos_id]
-        contexts = [self.encode(t) for t in texts[split:]]
-        return Prompt(passages, split, text, front + self.encode(text), contexts, spans)
+        pieces = [self._pieces(self.encode(t)) for t in texts[split:]]
+        contexts = [context for passage in pieces for context in passage]
+        cut = sum(len(passage) > 1 for passage in pieces)
+        return Prompt(passages, split, text, front + self.encode(text), contexts, cut, spans)
+
+    def _pieces(self, tokens: list[int]) -> list[list[int]]:
+        """A passage as contexts that the encoder can read."""
+        size = self.widest or len(tokens)
+        return [tokens[i : i + size] for i in range(0, len(tokens), size)] if tokens else [tokens]
 
     def _demonstrations(self) -> Iterator[str]:
         for q in self.demonstrations:

@@ -135,6 +135,8 @@ class CepeForCausalLM(PreTrainedModel, ContextGeneration, GenerationMixin):
     ) -> Contexts:
         """Reads contexts; each chunk by itself, from position 0.
 
+        Gradients flow: call it under `torch.no_grad()` where none are wanted.
+
         Args:
             context_ids: `[b c l]`.
             context_mask: `[b c l]`, True on real tokens; None: all are real.
@@ -146,14 +148,9 @@ class CepeForCausalLM(PreTrainedModel, ContextGeneration, GenerationMixin):
         Raises:
             UserError: if shapes differ, a chunk is too long or an id is not the encoder's.
         """
-        config = self.config
-        limit = (
-            config.encoder_config.vocab_size
-            if config.mask_token_id is None
-            else config.mask_token_id
-        )
-        window = config.encoder_config.max_position_embeddings
-        encoded.check(context_ids, context_mask, window, limit)
+        config, mask_id = self.config.encoder_config, self.config.mask_token_id
+        limit = config.vocab_size if mask_id is None else mask_id
+        encoded.check(context_ids, context_mask, config.max_position_embeddings, limit)
         return encoded.encode(self.encoder, context_ids, context_mask, batch_chunks)
 
     def append(
@@ -233,6 +230,8 @@ class CepeForCausalLM(PreTrainedModel, ContextGeneration, GenerationMixin):
         Returns:
             logits `[b s v]`, mean loss where labels are given, and the cache.
         """
+        if labels is not None and logits_to_keep:
+            raise UserError("give labels or logits_to_keep: the loss needs logits of all tokens")
         read = self.read(input_ids, context_ids, context_mask, contexts)
         named = {} if read is None else read.named()
         kwargs.pop("return_dict", None)

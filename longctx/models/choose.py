@@ -68,6 +68,34 @@ def attention_method(attention: str | Mapping[str, Any]) -> Any:
         raise UserError(f"attention={name}: {error}") from error
 
 
+def in_words(record: Mapping[str, Any]) -> str:
+    """A method with its numbers, as a run prints it; runs of layers are `first..last`.
+
+    >>> in_words({"name": "longgen_window", "sink_tokens": 64, "full_layers": [10, 11, 12]})
+    'longgen_window(sink_tokens=64, full_layers=[10..12])'
+    >>> in_words({"name": "full"})
+    'full'
+    """
+    given = dict(record)
+    name = given.pop("name")
+    numbers = ", ".join(f"{k}={_number(v)}" for k, v in given.items() if v is not None)
+    return f"{name}({numbers})" if numbers else str(name)
+
+
+def _number(value: Any) -> str:
+    """A number of a method; three or more neighbours of a list by their first and last."""
+    if not isinstance(value, list | tuple):
+        return str(value)
+    runs: list[list[Any]] = []
+    for entry in value:
+        if runs and entry == runs[-1][-1] + 1:
+            runs[-1].append(entry)
+        else:
+            runs.append([entry])
+    parts = [f"{x[0]}..{x[-1]}" if len(x) > 2 else ", ".join(map(str, x)) for x in runs]
+    return f"[{', '.join(parts)}]"
+
+
 def _module(name: str) -> Any:
     """The module of a method."""
     home = f"{__package__}.{FLAT}" if BESIDE else "longctx.attention."

@@ -225,20 +225,23 @@ class EncoderForMaskedLM(PreTrainedModel):
 
 
 def build_encoder(
-    architecture: Mapping[str, Any], dtype: str | torch.dtype = "fp32", seed: int = 0
+    architecture: Mapping[str, Any] | EncoderConfig,
+    dtype: str | torch.dtype = "fp32",
+    seed: int = 0,
 ) -> EncoderForMaskedLM:
     """An encoder of random weights; the same seed gives the same ones in fp32 and bf16.
 
     Args:
         architecture: fields of transformers' LlamaConfig; `vocab_size` counts the mask token, so it
-            is the tokenizer's size + 1.
+            is the tokenizer's size + 1. Or a configuration, as it is.
         dtype: `fp32 | bf16` or a torch dtype.
         seed: of the weights; the global generators are left as they were.
 
     Raises:
         UserError: if a field is unknown or its value cannot be used.
     """
-    config = encoder_config(architecture)
+    ready = isinstance(architecture, EncoderConfig)
+    config = architecture if ready else encoder_config(architecture)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
@@ -260,21 +263,24 @@ def load_encoder(path: str | Path, dtype: str | torch.dtype | None = None) -> En
     Raises:
         UserError: if it cannot be read, or is no encoder with its head.
     """
-    try:
-        config, ours = _stored_config(locate(str(path))[0])
-    except UserError:
-        raise
-    except FAILURES as error:
-        raise cannot("read the configuration of the encoder", str(path), error) from error
+    config, ours = stored_config(path)
     renamed = None if ours else {r"^model\.": "encoder.", r"^lm_bias$": "lm_head.bias"}
     model: EncoderForMaskedLM = load_checked(EncoderForMaskedLM, path, config, dtype, ours, renamed)
     guard(model.encoder)
     return model
 
 
-def _stored_config(where: str) -> tuple[EncoderConfig, bool]:
-    """The configuration of an encoder, and whether this project wrote it."""
-    fields, _ = EncoderConfig.get_config_dict(where)
+def stored_config(path: str | Path) -> tuple[EncoderConfig, bool]:
+    """The configuration of an encoder, and whether this project wrote it; no weight is read.
+
+    Raises:
+        UserError: if it cannot be read.
+    """
+    where = locate(str(path))[0]
+    try:
+        fields, _ = EncoderConfig.get_config_dict(where)
+    except FAILURES as error:
+        raise cannot("read the configuration of the encoder", str(path), error) from error
     if fields.get("model_type") == EncoderConfig.model_type:
         return EncoderConfig.from_dict(fields), True
     known = LlamaConfig()

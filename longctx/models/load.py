@@ -34,6 +34,7 @@ from longctx.models.choose import (
     Rope,
     attention_method,
     cannot,
+    in_words,
     locate,
     rope_config,
 )
@@ -183,8 +184,7 @@ def describe(model: PreTrainedModel) -> dict[str, Any]:
         "architecture": type(model).__name__,
         "parameters": sum(p.numel() for p in model.parameters()),
         "dtype": str(model.dtype).removeprefix("torch."),
-        "attention": model.config.get_text_config()._attn_implementation,
-        "kernel": "sdpa",
+        "attention": in_words(getattr(model.config.get_text_config(), RECORD, {"name": "full"})),
         "window": native_window(model.config),
         "rope_type": parameters["rope_type"],
         "rope_factor": parameters.get("factor", 1.0),

@@ -3,11 +3,12 @@
 Model FLOPs are causal and document-aware (no recompute, no masked half): for T tokens
 `6 * N * T + 6 * L * (hq * d) * sum(len^2)` over documents, N the weights that multiply (all
 matrices, the head once, not the input embedding). Frozen weights need no gradient of their own:
-`4 * N * T`. What reads contexts counts their tokens.
+`4 * N * T`. What reads contexts counts their tokens; layers that see a part of the past count that.
 """
 
 import resource
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -16,6 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from longctx.batch import Batch
+from longctx.models.choose import attention_method
+from longctx.models.load import RECORD
 
 # Dense bf16 tensor-core peaks, FLOP/s, from the vendors' data sheets; the key is part of the name.
 PEAKS = {"H100 PCIe": 756e12, "H100": 989e12, "H200": 989e12, "A100": 312e12, "B200": 2250e12}
@@ -58,10 +61,12 @@ class Counts:
 
     Args:
         weights: that multiply the tokens of a row.
-        width: `attention_width` over them.
+        width: `attention_width` over them, of the layers that see all of the past.
         context_weights: that multiply the tokens of its contexts.
         context_width: `attention_width` inside a context.
         cross_width: the same between a row and its contexts.
+        sparse_width: the same of the layers that see a part of the past.
+        seen: keys that a query there sees, from its position. None: there are no such layers.
     """
 
     weights: float
@@ -69,13 +74,15 @@ class Counts:
     context_weights: float = 0.0
     context_width: int = 0
     cross_width: int = 0
+    sparse_width: int = 0
+    seen: Callable[[Tensor], Tensor] | None = None
 
 
 def counts(model: Any) -> Counts:
     """What the FLOPs of a model are made of; one with an encoder has `cross_attending()` layers."""
     width = attention_width(model)
     if not hasattr(model, "cross_attending"):
-        return Counts(_needed(model), width)
+        return _hybrid(model, width) or Counts(_needed(model), width)
     cross = [layer.cross_attn for layer in model.cross_attending()]
     reading = [model.encoder, *(part for c in cross for part in (c.k_proj, c.v_proj))]
     context_weights = sum(_needed(part) for part in reading)
@@ -88,6 +95,17 @@ def counts(model: Any) -> Counts:
     )
 
 
+def _hybrid(model: Any, width: int) -> Counts | None:
+    """The counts of a model whose attention lets some layers forget; None for others."""
+    record = getattr(model.config, RECORD, None)
+    method = attention_method(record) if record else None
+    if not hasattr(method, "seen"):
+        return None
+    layers = int(model.config.num_hidden_layers)
+    sparse = width // layers * sum(method.evicts(layer) for layer in range(layers))
+    return Counts(_needed(model), width - sparse, sparse_width=sparse, seen=method.seen)
+
+
 def _needed(part: nn.Module) -> float:
     linear = [m.weight for m in part.modules() if isinstance(m, nn.Linear)]
     frozen = sum(w.numel() for w in linear if not w.requires_grad)
@@ -97,6 +115,8 @@ def _needed(part: nn.Module) -> float:
 def batch_flops(of: Counts, batch: Batch) -> float:
     """Model FLOPs of training on one batch, with its contexts: those attend in both directions."""
     total = step_flops(of.weights, of.width, batch.positions)
+    if of.seen is not None:
+        total += 12.0 * of.sparse_width * float(of.seen(batch.positions).sum())
     if batch.contexts is None:
         return total
     _, c, length = batch.contexts.shape

@@ -43,24 +43,6 @@ def test_windows_tile_the_stream(lengths, seed, context, decoder):
         assert tokens(windows, number) == stream[number * decoder :][:size]
 
 
-@given(lengths=LENGTHS, cap=st.integers(1, 5), **SIZES)
-@settings(max_examples=60, deadline=None)
-def test_capped_windows_are_some_of_all(lengths, cap, context, decoder):
-    every = in_documents(np.array(lengths), context, decoder)
-    capped = in_documents(np.array(lengths), context, decoder, cap)
-    starts = [windows.rows.pieces(n)[0] for windows in (every,) for n in range(len(every))]
-    found = [capped.rows.pieces(n)[0] for n in range(len(capped))]
-    assert len(set(found)) == len(found) and set(found) <= set(starts)
-    for document in range(len(lengths)):
-        there = sum(d == document for d, _, _ in starts)
-        assert sum(d == document for d, _, _ in found) == min(there, cap)
-
-
-def test_a_cap_spreads_over_the_document():
-    capped = in_documents(np.array([1000]), 0, 10, cap=4)
-    assert [capped.rows.pieces(n)[0][1] for n in range(4)] == [0, 250, 500, 750]
-
-
 @given(lengths=LENGTHS, decoder=st.integers(1, 12))
 @settings(max_examples=30, deadline=None)
 def test_warm_up_windows_repeat_the_decoder(lengths, decoder):

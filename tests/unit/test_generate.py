@@ -130,6 +130,8 @@ def test_what_it_took_in_words():
         "peak memory: 1.50 GiB",
     ]
     assert dataclasses.replace(spent, new_tokens=1).lines()[1] == "decoding: one token"
+    first, *others = dataclasses.replace(spent, context_tokens=2_000, context_seconds=0.25).lines()
+    assert first == "contexts: 2,000 tokens in 0.25 s" and others == spent.lines()
 
 
 def test_context_files_are_cut_and_padded(tmp_path):
@@ -182,7 +184,7 @@ def test_a_cepe_model_reads_context_files(tmp_path):
     given = [f"model={tmp_path / 'cepe'}", *map(entry.literal, more), "context_tokens=40"]
     both = [*given, f"context_files=[{files[0]},{files[1]}]"]
     cfg = cli.compose(both, GenerateConfig, "generate", "generate_schema")
-    generate(cfg, pieces.append)
+    spent = generate(cfg, pieces.append)
     tokenizer = load_tokenizer(str(tmp_path / "cepe"))
     ids, real = read_contexts(cfg, tokenizer)
     prompt = [tokenizer.bos_token_id, *tokenizer.encode(more[0][7:], add_special_tokens=False)]
@@ -191,6 +193,9 @@ def test_a_cepe_model_reads_context_files(tmp_path):
         max_new_tokens=12, pad_token_id=0,
     )[0, len(prompt):]  # fmt: skip
     assert "".join(pieces) == tokenizer.decode(expected, skip_special_tokens=True)
+    assert spent.context_tokens == int(real.sum()) and spent.context_seconds > 0
+    with pytest.raises(UserError, match=r"context_tokens=65, and the encoder of .* reads 64 at a"):
+        generate(dataclasses.replace(cfg, context_tokens=65), pieces.append)
     alone = []
     generate(cli.compose(given, GenerateConfig, "generate", "generate_schema"), alone.append)
     assert "".join(alone) != "".join(pieces)

@@ -1,6 +1,9 @@
 """What a run says of its data before it starts."""
 
+import pytest
+
 from longctx import plan
+from longctx.errors import UserError
 from recipes.causal_lm import RECIPE
 from tests.helpers.tiny import make_store, tiny_run
 
@@ -27,3 +30,9 @@ def test_a_plan_can_be_made_where_the_data_is_not(tmp_path):
     run = tiny_run(tmp_path / "nowhere", tmp_path / "run")
     (line,) = data_lines(run)
     assert line.startswith(f"data: {tmp_path}/nowhere: no such token store")
+
+
+def test_a_decoder_alone_has_no_plan_with_contexts(tmp_path):
+    run = tiny_run(tmp_path / "x", tmp_path / "run", "contexts.count=4", "contexts.size=64")
+    with pytest.raises(UserError, match="trains a decoder alone: no encoder=, no contexts.count"):
+        plan.report(run, RECIPE)

@@ -123,6 +123,17 @@ def test_kept_tokens_fit_rows_of_any_length(name):
         assert method.kept_tokens(count) <= kept.shape[2]
 
 
+@pytest.mark.parametrize("key_heads", [1, 2, 4])
+@pytest.mark.parametrize("name", PATTERNS)
+def test_counts_of_seen_keys_are_those_of_the_definition(name, key_heads):
+    method = pattern(name, 4, key_heads)
+    for length in (1, 7, 40, 131):
+        count = seen(method, length).double().sum(2).mean(0)
+        assert torch.equal(method.seen(torch.arange(length)).double(), count)
+    rows = torch.tensor([[3, 60], [17, 0]])  # any shape, as positions of a batch have it
+    assert torch.equal(method.seen(rows).double(), count[rows])
+
+
 # --- the fast path --------------------------------------------------------------------------------
 
 CUTS = [(2, 4, 3), (1, 3, 2), (128, 2, 99), (4, 40, 1)]  # LEAF, ROWS, CHUNKS: many calls of few
@@ -366,7 +377,13 @@ def test_a_short_document_is_the_dense_model_bit_for_bit():
     [(32, 12, 2048, 61.52), (32, 12, 1024, 62.01), (32, 11, 2048, 64.60), (80, 28, 2048, 63.98)],
 )
 def test_saved_cache(layers, full, kept, saved):
-    assert round(100 * (1 - longgen.relative_cache(layers, full, kept, 131072)), 2) == saved
+    chosen = list(range(full))
+    hybrid, dense = (
+        LongGenWindow(64, kept - 64, x).for_layers(layers, 8, 8)
+        for x in (chosen, list(range(layers)))
+    )
+    held, whole = (longgen.cache_bytes(x, layers, 8, 128, 131072) for x in (hybrid, dense))
+    assert round(100 * (1 - held / whole), 2) == saved
 
 
 def test_cache_bytes_of_llama_2():
@@ -393,6 +410,7 @@ def test_default_blocks_keep_a_64th_of_128k():
     [
         (lambda: LongGenWindow(sink_tokens=-1), "sink_tokens=-1"),
         (lambda: LongGenWindow(window_tokens=0), "window_tokens=0"),
+        (lambda: LongGenWindow(0, 1), "sink_tokens .* window_tokens must be at least 2"),
         (lambda: LongGenWindow(full_layers="middle"), "full_layers='middle'"),
         (lambda: LongGenWindow(full_layers=[1, True]), "not a list of layer indices"),
         (lambda: LongGenWindow(full_layers=3), "not a list of layer indices"),

@@ -186,11 +186,16 @@ def test_a_prompt_that_does_not_fit_is_named_before_anything_is_asked(cfg):
         qa.run(SimpleNamespace(qa=replace(cfg.qa, window=None), seed=0), subject(Pupil(50)))
 
 
-def test_a_passage_that_the_encoder_cannot_read_is_named(cfg):
-    with pytest.raises(
-        UserError, match=r"question \w+, .*a passage of \d+ tokens exceeds .* of 20"
-    ):
-        qa.run(cfg, subject(Pupil(2000, 20)))
+def test_a_passage_wider_than_the_encoder_is_several_contexts(cfg):
+    model, whole = Pupil(2000, 20), Pupil(2000, 100)
+    result, _ = qa.run(cfg, subject(model))
+    uncut, _ = qa.run(cfg, subject(whole))
+    for (_, pieces), (_, passages) in zip(model.calls, whole.calls, strict=True):
+        assert max(map(len, pieces), default=0) <= 20 and "".join(pieces) == "".join(passages)
+        assert len(pieces) == sum(-(-len(p) // 20) for p in passages)
+    assert cell(result, "last", 4)["passages_cut"] == 6 * 2
+    assert cell(result, "last", 2)["passages_cut"] == 0 == cell(uncut, "last", 4)["passages_cut"]
+    assert cell(result, "last", 4)["context_tokens"] == cell(uncut, "last", 4)["context_tokens"]
 
 
 def test_another_seed_asks_other_questions(cfg):

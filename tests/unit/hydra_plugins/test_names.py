@@ -34,6 +34,14 @@ def test_one_run_directory_for_many_points_is_refused():
         name_points(["-m", "seed=1,2", "run_dir=x"])
 
 
+@pytest.mark.parametrize("given", ["dry_run=true", "++dry_run=1", "dry_run=true,false"])
+def test_a_sweep_has_no_dry_run(given):
+    with pytest.raises(UserError, match=r"^a sweep has no dry run: give one point without -m$"):
+        cli.prepare(["-m", "seed=1,2", given])
+    assert cli.prepare([given]) == [given]
+    assert cli.prepare(["-m", "seed=1,2", "dry_run=false"])
+
+
 def test_a_sweep_below_a_launcher_is_refused(monkeypatch):
     monkeypatch.setenv("RANK", "0")
     with pytest.raises(UserError, match=r"python train\.py -m \.\.\. hydra\.launcher\.nproc=N"):

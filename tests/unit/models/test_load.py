@@ -314,7 +314,7 @@ def test_faults_in_an_architecture():
 
 def test_describe(checkpoint):
     facts = describe(load_model(str(checkpoint), rope={"name": "pi", "factor": 2}, dtype="bf16"))
-    assert facts["attention"] == "longctx_full"
+    assert facts["attention"] == "full" and "kernel" not in facts
     assert (facts["rope_type"], facts["rope_factor"], facts["rope_base"]) == ("linear", 2.0, 1e4)
     assert facts["inv_freq_first"] == 0.5
     assert (facts["window"], facts["dtype"]) == (2 * WINDOW, "bfloat16")

@@ -198,18 +198,55 @@ def test_a_start_that_is_not_there_says_what_makes_one(place):
         cepe.build_model(tiny(place, "cepe", f"cepe.start='{place / 'nowhere'}'"))
 
 
+@pytest.mark.parametrize("function", ["build_model", "sketch"])
 @pytest.mark.parametrize(
     ("recipe", "more", "line"),
     [
         ("cepe", ["encoder=none", "encoder.name=none"], "recipe cepe needs an encoder"),
         ("cepe", ["adapter=lora"], "recipe cepe leaves the decoder as it is: no adapter="),
         ("cepe_mlm", ["rope=pi"], "recipe cepe_mlm trains an encoder: no attention=, rope="),
+        ("cepe", ["contexts.size=33"], "contexts.size=33, and the encoder reads 32 at a time"),
+        ("cepe_mlm", ["data.seq_len=33"], "data.seq_len=33, and the encoder reads 32 at a time"),
+        ("cepe", ["data.seq_len=33"], r"data.seq_len=33 is beyond the window of decoder, 32 tok"),
+        (
+            "cepe_mlm",
+            ["~encoder.architecture", "+encoder.architecture={}"],
+            r"has no architecture: give encoder=llama2_7b encoder.architecture.vocab_size=N, N the",
+        ),
     ],
 )
-def test_what_a_recipe_does_not_have_is_refused(place, recipe, more, line):
+def test_what_a_recipe_does_not_have_is_refused(place, recipe, more, line, function):
     module = {"cepe": cepe, "cepe_mlm": cepe_mlm}[recipe]
     with pytest.raises(UserError, match=line):
-        module.build_model(tiny(place, recipe, *more))
+        getattr(module, function)(tiny(place, recipe, *more))
+
+
+@pytest.mark.parametrize("more", [["attention=streaming"], ["rope=pi", "rope.factor=2"]])
+def test_a_row_may_pass_the_window_of_a_decoder_that_reads_on(place, more):
+    cepe.sketch(tiny(place, "cepe", "data.seq_len=33", *more))
+
+
+@pytest.mark.parametrize("recipe", ["cepe", "cepe_mlm"])
+def test_a_plan_needs_no_more_than_the_encoders_path(place, recipe):
+    module = {"cepe": cepe, "cepe_mlm": cepe_mlm}[recipe]
+    path = place / f"encoder of {recipe}"
+    export(cepe_mlm.build_model(tiny(place, "cepe_mlm")), None, path)
+    bare = ["~encoder.architecture", "+encoder.architecture={}"]
+    found = module.sketch(tiny(place, recipe, *bare, f"encoder.path='{path}'"))
+    whole = module.build_model(tiny(place, recipe, f"encoder.path='{path}'"))
+    shapes = [{n: p.shape for n, p in m.named_parameters()} for m in (found, whole)]
+    assert shapes[0] == shapes[1] and {p.device.type for p in found.parameters()} == {"meta"}
+
+
+@pytest.mark.parametrize("recipe", ["cepe_warmup", "cepe_mlm"])
+@pytest.mark.parametrize("name", ["nowhere/at/all", "nowhere/hf"])
+def test_an_encoder_that_is_not_there_says_what_makes_one(place, recipe, name, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    module = cepe_mlm if recipe == "cepe_mlm" else cepe
+    with pytest.raises(
+        UserError, match=rf"^encoder.path={name}: nothing there; recipe=cepe_mlm makes one"
+    ):
+        module.build_model(tiny(place, recipe, f"encoder.path={name}"))
 
 
 @pytest.mark.parametrize(

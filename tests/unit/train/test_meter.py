@@ -5,7 +5,9 @@ import torch
 from torch import nn
 
 from longctx.batch import Batch
+from longctx.models.choose import attention_method
 from longctx.train import meter
+from tests.helpers.networks import network
 
 
 class Net(nn.Module):
@@ -75,3 +77,32 @@ def test_flops_of_contexts():
     # three passes of two products of 2 multiply-adds a pair: 7 x 7 in a context, 6 x 21 across
     attention = 3 * 2 * 2 * (2 * 3 * 7 * 7 * 10 + 2 * 6 * 21 * 4)
     assert meter.batch_flops(found, full) == alone + 6 * 65 * 2 * 21 + attention
+
+
+@pytest.mark.parametrize(
+    "attention",
+    [
+        {"name": "longgen_window", "sink_tokens": 2, "window_tokens": 5, "full_layers": [1]},
+        {"name": "longgen_blocks", "block_size": 3, "local_blocks": 2, "stride": 4,
+         "full_layers": [1]},
+    ],
+)  # fmt: skip
+def test_flops_of_layers_that_forget(attention):
+    """Pairs of sparse layers are those of the definition, over documents and heads."""
+    model = network(attention=attention)
+    config, method = model.config, attention_method(model.config.longctx_attention)
+    heads = config.num_attention_heads
+    pairs = 0
+    for n in (40, 23):
+        i, j = torch.arange(n)[None, :, None], torch.arange(n)[None, None]
+        for layer in range(config.num_hidden_layers):
+            if not method.evicts(layer):
+                pairs += heads * n * n / 2  # as in other models: half of the square
+                continue
+            live, _ = method.definition(i, j, layer, torch.arange(heads)[:, None, None])
+            pairs += int(live.expand(heads, n, n).sum())
+    positions = torch.cat([torch.arange(40), torch.arange(23)])[None]
+    batch = Batch(tokens=positions, labels=positions, positions=positions)
+    linear = 6 * meter.matmul_weights(model) * 63
+    found = meter.batch_flops(meter.counts(model), batch)
+    assert found == pytest.approx(linear + 12 * pairs * config.head_dim, rel=1e-12)
