@@ -8,7 +8,7 @@ cd "$(dirname "$0")/.."
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 out=outputs/cepe
 declare -A few=()
-measure=("tasks=[contexts]" held_out=data/lab/held_out contexts.windows=16)
+measure=("tasks=[contexts]" held_out=data/lab/held_out contexts.windows=8)
 if [ "${1:-}" = demo ]; then
   out=outputs/demo_cepe
   few=([cepe_mlm]=train.max_steps=100 [cepe_warmup]=train.max_steps=200 [cepe]=train.max_steps=60)
