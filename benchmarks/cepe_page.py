@@ -77,7 +77,7 @@ def verdicts(main: dict[str, Any], counts: list[int]) -> list[str]:
     falls = [true[b]["nll"] < true[a]["nll"] for a, b in pairwise(counts)]
     rows = [
         [
-            "loss falls from each number of contexts to the next",
+            "loss falls from each number of contexts to the next (as numbers, errors aside)",
             ", ".join(f"{true[n]['nll']:.3f}" for n in counts),
             "met" if all(falls) else "**missed**",
         ]
