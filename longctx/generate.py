@@ -190,8 +190,7 @@ def generate(cfg: GenerateConfig, write: Callable[[str], None]) -> Spent:
     rope = _scaling(cfg.rope, len(ids) + cfg.max_new_tokens)
     model = load_model(path, cfg.attention, rope, dtype_for(cfg.dtype, device), device).eval()
     torch.manual_seed(cfg.seed)
-    before = time.perf_counter()
-    contexts = _encoded(cfg, model, given, device)
+    contexts, read, reading = _encoded(cfg, model, given, device)
     begin, first = time.perf_counter(), 0.0
     with tqdm(total=len(ids), desc="prefill", unit="token", disable=None) as bar:
 
@@ -224,23 +223,23 @@ def generate(cfg: GenerateConfig, write: Callable[[str], None]) -> Spent:
         first - begin,
         end - first,
         _peak_memory(device),
-        0 if given is None else int(given[1].sum()),
-        begin - before,
+        read,
+        reading,
     )
 
 
 @torch.no_grad()
 def _encoded(
     cfg: GenerateConfig, model: Any, given: tuple[Tensor, Tensor] | None, device: str
-) -> Any:
-    """What the model's encoder makes of the contexts, when it is made.
+) -> tuple[Any, int, float]:
+    """What the model's encoder makes of the contexts, their tokens, and the seconds it took.
 
     Raises:
         UserError: if it has no encoder, or that one reads fewer tokens at a time.
     """
     if given is None:
-        return None
-    path = cfg.model.path
+        return None, 0, 0.0
+    path, begin = cfg.model.path, time.perf_counter()
     if not hasattr(model, "encode"):
         raise UserError(f"model={path} has no encoder for context_files: put them into the prompt")
     window = model.config.encoder_config.max_position_embeddings
@@ -252,7 +251,7 @@ def _encoded(
     contexts = model.encode(*(x.to(device) for x in given))
     if device.startswith("cuda"):
         torch.cuda.synchronize(device)
-    return contexts
+    return contexts, int(given[1].sum()), time.perf_counter() - begin
 
 
 def _tokens(tokenizer: Any, text: str) -> list[int]:

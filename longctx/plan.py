@@ -156,7 +156,7 @@ def _cache_lines(run: RunConfig, model: Any) -> list[str]:
     """What the cache of one row holds at the run's length, where some layers forget."""
     config = model.config.get_text_config()
     record = getattr(config, RECORD, None)
-    method = attention_method(record) if record else None
+    method: Any = attention_method(record) if record else None
     if not hasattr(method, "evicts"):
         return []
     layers, heads = config.num_hidden_layers, config.num_attention_heads
@@ -167,8 +167,8 @@ def _cache_lines(run: RunConfig, model: Any) -> list[str]:
         for x in (method, replace(method, full_layers=list(range(layers))))
     )
     return [
-        f"cache of a row of {run.data.seq_len:,} tokens: {held / GIB:.3f} GiB, with full "
-        f"attention {full / GIB:.3f} GiB; {1 - held / full:.2%} saved"
+        f"cache of a row of {run.data.seq_len:,} tokens: {held / GIB:.5g} GiB, with full "
+        f"attention {full / GIB:.5g} GiB; {1 - held / full:.2%} saved"
     ]
 
 

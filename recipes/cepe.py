@@ -43,9 +43,9 @@ def build_model(run: RunConfig) -> nn.Module:
 def sketch(run: RunConfig) -> nn.Module:
     """The model on the meta device."""
     _check(run)
-    encoder = sketch_encoder(run.encoder, run.train.dtype)
+    decoder, encoder = sketch_decoder(run), sketch_encoder(run.encoder, run.train.dtype)
     with torch.device("meta"):
-        return _frozen(run, _join(run, sketch_decoder(run), encoder))
+        return _frozen(run, _join(run, decoder, encoder))
 
 
 def _check(run: RunConfig) -> None:

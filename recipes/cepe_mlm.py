@@ -24,7 +24,7 @@ from recipes.causal_lm import open_stores, trainable
 def build_model(run: RunConfig) -> Any:
     """The encoder with its head, on CPU."""
     _check(run)
-    encoder = chosen_encoder(run.encoder, run.train.dtype, run.seed)
+    encoder: Any = chosen_encoder(run.encoder, run.train.dtype, run.seed)
     require_window(encoder, run.data.seq_len, "data.seq_len")
     if run.parallel.activation_checkpointing:
         encoder.gradient_checkpointing_enable({"use_reentrant": False})

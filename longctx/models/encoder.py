@@ -240,8 +240,9 @@ def build_encoder(
     Raises:
         UserError: if a field is unknown or its value cannot be used.
     """
-    ready = isinstance(architecture, EncoderConfig)
-    config = architecture if ready else encoder_config(architecture)
+    config = architecture
+    if not isinstance(config, EncoderConfig):
+        config = encoder_config(config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:

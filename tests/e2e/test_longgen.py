@@ -1,4 +1,4 @@
-"""LongGen: the numbers of its recipe, a model that is trained, exported and decodes, what it learns."""
+"""LongGen: the numbers of its recipe; a model is trained, exported, decodes; what it can learn."""
 
 import json
 import math
@@ -34,8 +34,8 @@ PATTERNS = {
 
 @pytest.mark.parametrize(
     ("model", "full", "saved"),
-    [("llama2_7b", "10..21", "24.625 GiB, with full attention 64.000 GiB; 61.52% saved"),
-     ("llama2_70b", "26..53", "14.406 GiB, with full attention 40.000 GiB; 63.98% saved")],
+    [("llama2_7b", "10..21", "24.625 GiB, with full attention 64 GiB; 61.52% saved"),
+     ("llama2_70b", "26..53", "14.406 GiB, with full attention 40 GiB; 63.98% saved")],
 )  # fmt: skip
 def test_as_stated(model, full, saved, tmp_path):
     """2410.01485 with what docs/methods/longgen.md says of Fu et al. and of ours."""
@@ -80,7 +80,7 @@ def test_the_loss_falls_and_the_export_decodes(name, tmp_path):
 
 # --- what the full layer is for -----------------------------------------------------------------
 
-LENGTH, KEYS, REACH = 40, 8, 3 * 7
+LENGTH, KEYS, REACH = 32, 4, 3 * 7
 SMALL = {
     "model_type": "llama", "vocab_size": KEYS + 2, "hidden_size": 32, "intermediate_size": 64,
     "num_hidden_layers": 3, "num_attention_heads": 2, "num_key_value_heads": 2,
@@ -89,7 +89,7 @@ SMALL = {
 
 
 def asked(rows, generator):
-    """Filler with one key in it, farther from the question than sparse layers reach, and the key."""
+    """Filler with one key in it, farther back than sparse layers reach, and the key."""
     tokens = torch.full((rows, LENGTH), KEYS)
     tokens[:, -1] = KEYS + 1
     keys = torch.randint(KEYS, (rows,), generator=generator)
@@ -98,14 +98,14 @@ def asked(rows, generator):
     return tokens, keys
 
 
-@pytest.mark.parametrize(("full", "learns"), [("hourglass", True), ([0, 1, 2], True), ([], False)])
+@pytest.mark.parametrize(("full", "learns"), [("hourglass", True), ([], False)])
 def test_a_full_layer_finds_what_is_beyond_the_window(full, learns):
     attention = {"name": "longgen_window", "sink_tokens": 2, "window_tokens": 8}
     model = build_model(SMALL, attention={**attention, "full_layers": full})
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.0)
     generator = torch.Generator().manual_seed(0)
-    for _ in range(150):
-        tokens, keys = asked(32, generator)
+    for _ in range(100):
+        tokens, keys = asked(16, generator)
         loss = functional.cross_entropy(model(tokens).logits[:, -1], keys)
         loss.backward()
         optimizer.step()

@@ -34,5 +34,5 @@ def test_a_plan_can_be_made_where_the_data_is_not(tmp_path):
 
 def test_a_decoder_alone_has_no_plan_with_contexts(tmp_path):
     run = tiny_run(tmp_path / "x", tmp_path / "run", "contexts.count=4", "contexts.size=64")
-    with pytest.raises(UserError, match="trains a decoder alone: no encoder=, no contexts.count"):
+    with pytest.raises(UserError, match=r"trains a decoder alone: no encoder=, no contexts.count"):
         plan.report(run, RECIPE)

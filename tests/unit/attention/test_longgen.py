@@ -410,7 +410,7 @@ def test_default_blocks_keep_a_64th_of_128k():
     [
         (lambda: LongGenWindow(sink_tokens=-1), "sink_tokens=-1"),
         (lambda: LongGenWindow(window_tokens=0), "window_tokens=0"),
-        (lambda: LongGenWindow(0, 1), "sink_tokens .* window_tokens must be at least 2"),
+        (lambda: LongGenWindow(0, 1), "window_tokens must be at least 2"),
         (lambda: LongGenWindow(full_layers="middle"), "full_layers='middle'"),
         (lambda: LongGenWindow(full_layers=[1, True]), "not a list of layer indices"),
         (lambda: LongGenWindow(full_layers=3), "not a list of layer indices"),

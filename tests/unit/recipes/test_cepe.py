@@ -208,11 +208,6 @@ def test_a_start_that_is_not_there_says_what_makes_one(place):
         ("cepe", ["contexts.size=33"], "contexts.size=33, and the encoder reads 32 at a time"),
         ("cepe_mlm", ["data.seq_len=33"], "data.seq_len=33, and the encoder reads 32 at a time"),
         ("cepe", ["data.seq_len=33"], r"data.seq_len=33 is beyond the window of decoder, 32 tok"),
-        (
-            "cepe_mlm",
-            ["~encoder.architecture", "+encoder.architecture={}"],
-            r"has no architecture: give encoder=llama2_7b encoder.architecture.vocab_size=N, N the",
-        ),
     ],
 )
 def test_what_a_recipe_does_not_have_is_refused(place, recipe, more, line, function):
@@ -231,11 +226,21 @@ def test_a_plan_needs_no_more_than_the_encoders_path(place, recipe):
     module = {"cepe": cepe, "cepe_mlm": cepe_mlm}[recipe]
     path = place / f"encoder of {recipe}"
     export(cepe_mlm.build_model(tiny(place, "cepe_mlm")), None, path)
-    bare = ["~encoder.architecture", "+encoder.architecture={}"]
-    found = module.sketch(tiny(place, recipe, *bare, f"encoder.path='{path}'"))
-    whole = module.build_model(tiny(place, recipe, f"encoder.path='{path}'"))
+    run = tiny(place, recipe, f"encoder.path='{path}'")
+    bare = replace(run, encoder=replace(run.encoder, architecture={}))
+    found, whole = module.sketch(bare), module.build_model(run)
     shapes = [{n: p.shape for n, p in m.named_parameters()} for m in (found, whole)]
     assert shapes[0] == shapes[1] and {p.device.type for p in found.parameters()} == {"meta"}
+
+
+@pytest.mark.parametrize("function", ["build_model", "sketch"])
+def test_an_encoder_of_no_shape_is_refused(place, function):
+    run = tiny(place, "cepe_mlm")
+    bare = replace(run, encoder=replace(run.encoder, architecture={}))
+    with pytest.raises(
+        UserError, match=r"no architecture: give encoder=llama2_7b encoder.architecture.vocab_size"
+    ):
+        getattr(cepe_mlm, function)(bare)
 
 
 @pytest.mark.parametrize("recipe", ["cepe_warmup", "cepe_mlm"])
