@@ -135,7 +135,7 @@ class LongGenBlocks:
         assert self.key_heads is not None
         block = past // self.block_size
         local = past + 1 - (block - self.local_blocks + 1).clamp(min=0) * self.block_size
-        firsts = self.first(torch.arange(self.key_heads, device=past.device))
+        firsts: Tensor = self.first(torch.arange(self.key_heads, device=past.device))
         last = (block - self.local_blocks)[..., None]
         strided = ((last - firsts) // self.stride + 1).clamp(min=0).double().mean(-1)
         return local + strided * self.block_size

@@ -98,7 +98,7 @@ def counts(model: Any) -> Counts:
 def _hybrid(model: Any, width: int) -> Counts | None:
     """The counts of a model whose attention lets some layers forget; None for others."""
     record = getattr(model.config, RECORD, None)
-    method = attention_method(record) if record else None
+    method: Any = attention_method(record) if record else None
     if not hasattr(method, "seen"):
         return None
     layers = int(model.config.num_hidden_layers)
