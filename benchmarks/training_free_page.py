@@ -2,6 +2,7 @@
 
     python benchmarks/training_free_page.py outputs/training_free training_free
     python benchmarks/training_free_page.py outputs/beyond_8k beyond_8k
+    python benchmarks/training_free_page.py outputs/dca_ft dca_ft
 
 Beside each method stands the paper's row for the same multiples of the trained window: Llama-2-7B,
 window 4,096, PG19 validation, stride 256 (Dual Chunk Attention, 2402.17463, table 1).
@@ -106,6 +107,29 @@ def beyond(out: Path) -> str:
     )
 
 
+def tuned(out: Path) -> str:
+    """Dual Chunk Attention before and after fine-tuning under it."""
+    found = {
+        "no training": read_results(out.parent / "training_free" / "dca"),
+        "`recipe=dca_ft`": read_results(out / "eval"),
+    }
+    after = found["`recipe=dca_ft`"]
+    lengths = sorted(perplexities(after))
+    rows = [
+        [
+            name,
+            *(f"{perplexities(results)[n]:.2f}" for n in lengths),
+            *(f"{retrieval(results)[n]:.0%}" for n in lengths),
+            *(f"{rate:.0%}" for _, rate in depths(results, lengths[-1])),
+        ]
+        for name, results in found.items()
+    ]
+    head = [*(f"ppl {n:,}" for n in lengths), *(f"keys {n:,}" for n in lengths)]
+    head += [f"keys {lengths[-1]:,}, depth {d:g}" for d, _ in depths(after, lengths[-1])]
+    made = f"Made by `bash launch/dca_ft.sh`, commit {after['commit']}."
+    return "\n".join(["", *table(["Dual Chunk Attention", *head], rows), made, ""])
+
+
 if __name__ == "__main__":
-    write = {"training_free": section, "beyond_8k": beyond}[sys.argv[2]]
+    write = {"training_free": section, "beyond_8k": beyond, "dca_ft": tuned}[sys.argv[2]]
     replace(ROOT / "docs" / "results.md", sys.argv[2], write(Path(sys.argv[1])))
