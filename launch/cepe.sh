@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # CEPE on the lab model: an encoder from random weights (cepe_mlm), the warm-up, the main stage, then
 # loss with true, shuffled and no context. Without an argument the tables of docs/results.md, about
-# 40 minutes on two CPU cores; `demo` (`make demo RECIPE=cepe`): fewer steps, about ten.
+# 40 minutes on two CPU cores; `demo` (`make demo RECIPE=cepe`): fewer steps, about four, too few for an effect.
 # A second call goes on where the first one stopped.
 set -euo pipefail
 cd "$(dirname "$0")/.."
