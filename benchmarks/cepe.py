@@ -13,12 +13,8 @@ seconds; with a GPU Llama-2-7B's shapes with random weights, and LLaMA-MLM-Large
 
 import argparse
 import json
-import os
-import platform
 import statistics
-import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +26,7 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
+from benchmarks.measuring import apart, growth, keep, seconds  # noqa: E402
 from longctx.models.cepe import CepeForCausalLM  # noqa: E402
 from longctx.models.encoder import build_encoder  # noqa: E402
 from longctx.models.load import build_model  # noqa: E402
@@ -134,49 +131,12 @@ def flops(shapes: Shapes, side: str, context: int) -> float:
     return float(encoder + decoder + crossed + head)
 
 
-def seconds(call: Callable[[], Any], device: torch.device) -> float:
-    """Of one call: this process's CPU seconds, or a GPU's seconds on the wall."""
-    if device.type == "cpu":
-        begin = time.process_time()
-        call()
-        return time.process_time() - begin
-    torch.cuda.synchronize()
-    begin = time.perf_counter()
-    call()
-    torch.cuda.synchronize()
-    return time.perf_counter() - begin
-
-
-def status(field: str) -> int:
-    """Bytes of a field of this process's /proc/self/status."""
-    text = Path("/proc/self/status").read_text()
-    return int(text.split(field + ":")[1].split()[0]) * 1024
-
-
-def growth(side: str, shapes: Shapes, context: int, device: torch.device) -> int:
+def peak(side: str, shapes: Shapes, context: int, device: torch.device) -> int:
     """Bytes by which memory peaks above the weights while the end of a text is scored."""
     model = build(shapes, device, side != "cepe")
     tokens = torch.randint(0, shapes.vocabulary, (1, context + shapes.rows), device=device)
     score(model, side, tokens[:, -(shapes.rows + shapes.chunk) :], shapes)  # what is loaded once
-    if device.type == "cpu":
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-        before = status("VmRSS")
-        score(model, side, tokens, shapes)
-        return status("VmHWM") - before
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    score(model, side, tokens, shapes)
-    return torch.cuda.max_memory_allocated() - before
-
-
-def peak(side: str, shapes: Shapes, context: int, device: torch.device) -> int:
-    """`growth`; on CPU in a process of its own that hands back what it frees."""
-    if device.type == "cuda":
-        return growth(side, shapes, context, device)
-    command = [sys.executable, __file__, "--peak", side, str(context)]
-    returned = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
-    done = subprocess.run(command, env=returned, capture_output=True, text=True, check=True)
-    return int(done.stdout)
+    return growth(lambda: score(model, side, tokens, shapes), device)
 
 
 def in_turn(
@@ -219,7 +179,12 @@ def compare(
     taken = in_turn(calls, budget, device)
     if taken is not None:
         bound = flops(shapes, "full", context) / flops(shapes, "cepe", context)
-        peaks = {side: peak(side, shapes, context, device) for side in SIDES}
+        peaks = {
+            side: peak(side, shapes, context, device)
+            if device.type == "cuda"
+            else apart(__file__, side, context)
+            for side in SIDES
+        }
         for side, words in (("full", "over full attention"), ("full_wasteful", "over the paper's")):
             line = row(words, context, taken[side], taken["cepe"], bound)
             yield line | {"memory_bytes": {s: peaks[s] for s in (side, "cepe")},
@@ -262,7 +227,7 @@ def main() -> None:
     shapes = CUDA if device.type == "cuda" else CPU
     torch.set_num_threads(1)
     if options.peak:
-        print(growth(options.peak[0], shapes, int(options.peak[1]), torch.device("cpu")))
+        print(peak(options.peak[0], shapes, int(options.peak[1]), torch.device("cpu")))
         return
     rows = []
     for context in options.lengths or shapes.lengths:
@@ -271,24 +236,14 @@ def main() -> None:
             rows.append(line)
     if not options.write:
         return
-    gpu = device.type == "cuda"
-    name = torch.cuda.get_device_name(device) if gpu else platform.processor()
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
     about = (
         f"decoder {shapes.decoder[0]} wide, {shapes.decoder[1]} layers; encoder "
         f"{shapes.encoder[0]} wide, {shapes.encoder[1]} layers; {shapes.rows:,} scored tokens, "
         f"contexts of {shapes.chunk}; {shapes.dtype}."
     )
-    kept = {
-        "claim": "CEPE over full attention on the same text", "about": about, "rows": rows,
-        "targets": shapes.targets, "device": name or platform.machine(),
-        "threads": torch.get_num_threads(), "torch": torch.__version__,
-        "command": " ".join(sys.argv), "commit": commit.stdout.strip(),
-    }  # fmt: skip
-    target = ROOT / "benchmarks" / "results" / f"cepe_{device.type}.json"
-    target.write_text(json.dumps(kept, indent=1) + "\n")
+    claim = "CEPE over full attention on the same text"
+    facts = {"claim": claim, "about": about, "rows": rows, "targets": shapes.targets}
+    keep("cepe", device, facts)
 
 
 if __name__ == "__main__":

@@ -11,13 +11,9 @@ products at the paper's size. `disk`: bytes that a stored teacher would take the
 
 import argparse
 import json
-import os
-import platform
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +27,7 @@ import torch  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 from torch.nn.functional import cross_entropy  # noqa: E402
 
+from benchmarks.measuring import apart, growth, keep, seconds  # noqa: E402
 from longctx import cli  # noqa: E402
 from longctx.batch import Batch  # noqa: E402
 from longctx.config import RunConfig  # noqa: E402
@@ -67,7 +64,7 @@ def plain(hidden: Tensor, teacher: Tensor, head: nn.Linear, labels: Tensor, kl: 
     return loss + kl.weight * kl.temperature**2 * (p * (log_p - log_q)).sum()
 
 
-def growth(form: str, tokens: int, device: torch.device) -> int:
+def peak(form: str, tokens: int, device: torch.device) -> int:
     """Bytes by which memory peaks above what the inputs hold, forward and backward.
 
     Args:
@@ -97,35 +94,15 @@ def growth(form: str, tokens: int, device: torch.device) -> int:
         return run
 
     call(64)()  # what is loaded once
-    ready = call(tokens)
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        ready()
-        return int(torch.cuda.max_memory_allocated() - before)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-    before = status("VmRSS")
-    ready()
-    return status("VmHWM") - before
-
-
-def status(field: str) -> int:
-    """Bytes of a field of this process's /proc/self/status."""
-    text = Path("/proc/self/status").read_text()
-    return int(text.split(field + ":")[1].split()[0]) * 1024
+    return growth(call(tokens), device)
 
 
 def memory(tokens: int, device: torch.device) -> dict[str, Any]:
     """Peaks of every form, and how many times less each mode takes than the plain form."""
-    found = {}
-    for form in ("plain", *MODES):
-        if device.type == "cuda":
-            found[form] = growth(form, tokens, device)
-            continue
-        command = [sys.executable, __file__, "--peak", form, str(tokens)]
-        returned = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}  # glibc keeps nothing freed
-        done = subprocess.run(command, env=returned, capture_output=True, text=True, check=True)
-        found[form] = int(done.stdout)
+    found = {
+        form: peak(form, tokens, device) if device.type == "cuda" else apart(__file__, form, tokens)
+        for form in ("plain", *MODES)
+    }
     return {
         "tokens": tokens,
         "vocabulary": VOCABULARY,
@@ -171,19 +148,6 @@ def random_store(path: Path, tokens: int) -> Path:
     with StoreWriter(path, **about, source={}) as store:
         store.add(np.array([1, *text, 2]))
     return path
-
-
-def seconds(call: Callable[[], Any], device: torch.device) -> float:
-    """Of one call: this process's CPU seconds, or a GPU's seconds on the wall."""
-    if device.type == "cpu":
-        begin = time.process_time()
-        call()
-        return time.process_time() - begin
-    torch.cuda.synchronize()
-    begin = time.perf_counter()
-    call()
-    torch.cuda.synchronize()
-    return time.perf_counter() - begin
 
 
 def teacher(rounds: int, device: torch.device) -> dict[str, Any]:
@@ -291,24 +255,6 @@ def disk() -> dict[str, Any]:
     }
 
 
-def facts(parts: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """What is kept: the parts, and where and how they were measured."""
-    gpu = device.type == "cuda"
-    name = torch.cuda.get_device_name(device) if gpu else platform.processor()
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    return {
-        "claim": "distillation without s x v logits, with a teacher on line",
-        **parts,
-        "device": name or platform.machine(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "command": " ".join(sys.argv),
-        "commit": commit.stdout.strip(),
-    }
-
-
 def main() -> None:
     """Measures and prints; with --write keeps the JSON under benchmarks/results."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -321,7 +267,7 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.set_num_threads(1)
     if options.peak:
-        print(growth(options.peak[0], int(options.peak[1]), torch.device("cpu")))
+        print(peak(options.peak[0], int(options.peak[1]), torch.device("cpu")))
         return
     make = {
         "memory": lambda: memory(options.tokens, device),
@@ -333,8 +279,8 @@ def main() -> None:
         parts[part] = make[part]()
         print(json.dumps({part: parts[part]}, indent=1), flush=True)
     if options.write:
-        target = ROOT / "benchmarks" / "results" / f"ceped_{device.type}.json"
-        target.write_text(json.dumps(facts(parts, device), indent=1) + "\n")
+        claim = "distillation without s x v logits, with a teacher on line"
+        keep("ceped", device, {"claim": claim, **parts})
 
 
 if __name__ == "__main__":

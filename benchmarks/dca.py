@@ -11,12 +11,8 @@ peak of fresh processes that hand back what they free. With a GPU the shapes are
 
 import argparse
 import json
-import os
-import platform
 import statistics
-import subprocess
 import sys
-import time
 import types
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -31,6 +27,7 @@ import torch.nn.functional as F  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 from torch.nn.attention import SDPBackend  # noqa: E402
 
+from benchmarks.measuring import apart, growth, keep, seconds  # noqa: E402
 from longctx.attention.dca import DualChunk  # noqa: E402
 from longctx.train.meter import peak_flops  # noqa: E402
 
@@ -99,52 +96,22 @@ def calls(shapes: Shapes, device: torch.device) -> dict[str, Callable[..., Any]]
     return {side.__name__: lambda *x, side=side: run(side, *x) for side in (dca, sdpa)}
 
 
-def seconds(call: Callable[[], Any], device: torch.device) -> float:
-    """Of one call: this process's CPU seconds, or a GPU's seconds on the wall."""
-    if device.type == "cpu":
-        begin = time.process_time()
-        call()
-        return time.process_time() - begin
-    torch.cuda.synchronize()
-    begin = time.perf_counter()
-    call()
-    torch.cuda.synchronize()
-    return time.perf_counter() - begin
-
-
-def status(field: str) -> int:
-    """Bytes of a field of this process's /proc/self/status."""
-    text = Path("/proc/self/status").read_text()
-    return int(text.split(field + ":")[1].split()[0]) * 1024
-
-
-def growth(side: str, shapes: Shapes, length: int, grad: bool, device: torch.device) -> int:
+def peak(side: str, shapes: Shapes, length: int, grad: bool, device: torch.device) -> int:
     """Bytes by which memory peaks above what the inputs hold, during one call."""
     call = calls(shapes, device)[side]
     call(*inputs(shapes, 64, device, grad))  # what is loaded once
     given = inputs(shapes, length, device, grad)
-    if device.type == "cpu":
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-        before = status("VmRSS")
-        call(*given)
-        return status("VmHWM") - before
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    call(*given)
-    return torch.cuda.max_memory_allocated() - before
+    return growth(lambda: call(*given), device)
 
 
 def memory(shapes: Shapes, length: int, grad: bool, device: torch.device) -> dict[str, Any]:
     """Peaks of both sides, bytes; on CPU each in a process of its own."""
-    found = {}
-    for side in SIDES:
-        if device.type == "cuda":
-            found[side] = growth(side, shapes, length, grad, device)
-            continue
-        command = [sys.executable, __file__, "--peak", side, str(length), str(int(grad))]
-        returned = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}  # glibc keeps nothing freed
-        done = subprocess.run(command, env=returned, capture_output=True, text=True, check=True)
-        found[side] = int(done.stdout)
+    found = {
+        side: peak(side, shapes, length, grad, device)
+        if device.type == "cuda"
+        else apart(__file__, side, length, int(grad))
+        for side in SIDES
+    }
     held = 3 * length * shapes.heads * shapes.dim * getattr(torch, shapes.dtype).itemsize
     ratio = (held + found["dca"]) / (held + found["sdpa"])
     return {"inputs_bytes": held, "growth_bytes": found, "memory_ratio": ratio}
@@ -190,29 +157,6 @@ def compare(
     }
 
 
-def facts(shapes: Shapes, rows: list[dict[str, Any]], device: torch.device) -> dict[str, Any]:
-    """What is kept: the rows, and where and how they were measured."""
-    gpu = device.type == "cuda"
-    name = torch.cuda.get_device_name(device) if gpu else platform.processor()
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    return {
-        "claim": "Dual Chunk Attention over scaled_dot_product_attention",
-        "target": shapes.target,
-        "memory_target": MEMORY_TARGET,
-        "shapes": asdict(shapes),
-        "numbers": asdict(DualChunk().for_window(shapes.window)),
-        "rows": rows,
-        "peak_flops": peak_flops(device),
-        "device": name or platform.machine(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "command": " ".join(sys.argv),
-        "commit": commit.stdout.strip(),
-    }
-
-
 def main() -> None:
     """Measures and prints; with --write keeps the JSON under benchmarks/results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -226,7 +170,7 @@ def main() -> None:
     torch.set_num_threads(1)
     if options.peak:
         side, length, grad = options.peak
-        print(growth(side, shapes, int(length), bool(int(grad)), torch.device("cpu")))
+        print(peak(side, shapes, int(length), bool(int(grad)), torch.device("cpu")))
         return
     rows = []
     for name in PASSES:
@@ -236,8 +180,15 @@ def main() -> None:
                 print(json.dumps({k: v for k, v in row.items() if k != "ratios"}), flush=True)
                 rows.append(row)
     if options.write:
-        target = ROOT / "benchmarks" / "results" / f"dca_{device.type}.json"
-        target.write_text(json.dumps(facts(shapes, rows, device), indent=1) + "\n")
+        about = {
+            "claim": "Dual Chunk Attention over scaled_dot_product_attention",
+            "target": shapes.target,
+            "memory_target": MEMORY_TARGET,
+            "shapes": asdict(shapes),
+            "numbers": asdict(DualChunk().for_window(shapes.window)),
+            "peak_flops": peak_flops(device),
+        }
+        keep("dca", device, {**about, "rows": rows})
 
 
 if __name__ == "__main__":

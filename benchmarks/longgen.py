@@ -14,11 +14,8 @@ are Llama-2-7B's.
 import argparse
 import copy
 import json
-import platform
 import statistics
-import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -30,6 +27,7 @@ sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 
+from benchmarks.measuring import keep, seconds  # noqa: E402
 from longctx.attention.longgen import cache_bytes as formula  # noqa: E402
 from longctx.models.choose import attention_method  # noqa: E402
 from longctx.models.kept_cache import cache_bytes  # noqa: E402
@@ -163,19 +161,6 @@ def held(model: Any, length: int) -> int:
     return formula(method, layers, heads, dim, length, model.dtype.itemsize)
 
 
-def seconds(call: Call, device: torch.device) -> float:
-    """Of one call: this process's CPU seconds, or a GPU's seconds on the wall."""
-    if device.type == "cpu":
-        begin = time.process_time()
-        call()
-        return time.process_time() - begin
-    torch.cuda.synchronize()
-    begin = time.perf_counter()
-    call()
-    torch.cuda.synchronize()
-    return time.perf_counter() - begin
-
-
 def training_step(model: Any, tokens: torch.Tensor) -> None:
     """Forward and backward through the decoder; the loss is a sum, so that no head is measured."""
     model.train()
@@ -259,26 +244,6 @@ def compare(
             }  # fmt: skip
 
 
-def facts(shapes: Shapes, rows: list[dict[str, Any]], device: torch.device) -> dict[str, Any]:
-    """What is kept: the rows, and where and how they were measured."""
-    gpu = device.type == "cuda"
-    name = torch.cuda.get_device_name(device) if gpu else platform.processor()
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    return {
-        "claim": "LongGen over full attention in every layer",
-        "shapes": asdict(shapes),
-        "attentions": attentions(shapes),
-        "rows": rows,
-        "device": name or platform.machine(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "command": " ".join(sys.argv),
-        "commit": commit.stdout.strip(),
-    }
-
-
 def main() -> None:
     """Measures and prints; with --write keeps the JSON under benchmarks/results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -295,8 +260,9 @@ def main() -> None:
             print(json.dumps({k: v for k, v in row.items() if k != "ratios"}), flush=True)
             rows.append(row)
     if options.write:
-        target = ROOT / "benchmarks" / "results" / f"longgen_{device.type}.json"
-        target.write_text(json.dumps(facts(shapes, rows, device), indent=1) + "\n")
+        claim = "LongGen over full attention in every layer"
+        about = {"shapes": asdict(shapes), "attentions": attentions(shapes)}
+        keep("longgen", device, {"claim": claim, **about, "rows": rows})
 
 
 if __name__ == "__main__":

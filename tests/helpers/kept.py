@@ -11,10 +11,7 @@ DROPPED = -9.0  # the key of padding
 
 
 class Pattern:
-    """A method's side of the cache, from a set of positions that is written out."""
-
-    def kept(self, past, head):
-        raise NotImplementedError
+    """A method's side of the cache, from the positions that `kept(past, head)` writes out."""
 
     def evicts(self, layer):
         return layer != 1
