@@ -84,7 +84,7 @@ def section(out: Path) -> str:
 
 
 def beyond(out: Path) -> str:
-    """Perplexity by position of SmolLM2, past its window."""
+    """Perplexity by position of SmolLM2, past its window, and passkeys where they were asked."""
     found = {name: read_results(out / name) for name in METHODS if (out / name).is_dir()}
     rows, spans, protocol = [], [], {}
     for name, results in found.items():
@@ -94,6 +94,15 @@ def beyond(out: Path) -> str:
         title = METHODS[name][0].replace("factor 8", "factor 2")
         rows.append([title, *(f"{b['perplexity']:.2f}" for b in buckets)])
     first = next(iter(found.values()))
+    asked = {name: r for name, r in found.items() if "passkey" in r["tasks"]}
+    keys = []
+    for name, results in asked.items():
+        ((length, rate),) = retrieval(results).items()
+        title = METHODS[name][0].replace("factor 8", "factor 2")
+        keys.append(
+            [title, f"{length:,}", f"{rate:.0%}", *(f"{r:.0%}" for _, r in depths(results, length))]
+        )
+    at = [f"depth {d:g}" for d, _ in depths(found["dca"], length)] if asked else []
     return "\n".join(
         [
             "",
@@ -101,6 +110,9 @@ def beyond(out: Path) -> str:
             f"{protocol['rows'][-1]['length']:,} tokens.",
             "",
             *table(["method", *spans], rows),
+            "Passkeys found (0: at the beginning), one prompt a depth:",
+            "",
+            *table(["method", "tokens", "keys", *at], keys),
             f"Made by `bash launch/beyond_8k.sh`, commit {first['commit']}.",
             "",
         ]

