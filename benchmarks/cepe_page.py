@@ -25,7 +25,7 @@ MODELS = {
     "main": "**CEPE**",
 }
 KINDS = {"own": "right before it", "other": "of another document"}
-STAGES = ("cepe_mlm", "cepe_warmup", "cepe")
+STAGES = ("cepe_mlm", "cepe_warmup_short", "cepe_warmup", "cepe")
 
 
 def rows_of(results: dict[str, Any]) -> list[dict[str, Any]]:
@@ -42,7 +42,7 @@ def curve(results: dict[str, Any], kind: str) -> dict[int, dict[str, Any]]:
 
 
 def lab(out: Path) -> str:
-    """Loss with true, other and no context, what it shows, and the three stages."""
+    """Loss with true, other and no context, what it shows, and the stages."""
     found = {name: read_results(out / name) for name in MODELS}
     own = found["main"]["tasks"]["contexts"]["result"]["protocols"]["cepe_tail_matched"]
     counts = sorted(curve(found["main"], "own"))

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# CEPE on the lab model: an encoder from random weights (cepe_mlm), the warm-up, the main stage, then
-# loss with true, shuffled and no context. Without an argument the tables of docs/results.md, about
+# CEPE on the lab model: an encoder from random weights (cepe_mlm), the warm-up in two stages, the main
+# stage, then loss with true, shuffled and no context. Without an argument the tables of docs/results.md, about
 # 40 minutes on two CPU cores; `demo` (`make demo RECIPE=cepe`): fewer steps, about four, too few for an effect.
 # A second call goes on where the first one stopped.
 set -euo pipefail
@@ -26,7 +26,8 @@ stage() { # recipe, then what differs
     logger=none run_dir="$out/$1" ${few[$1]:-} "${@:2}"
 }
 stage cepe_mlm
-stage cepe_warmup encoder.path="$out/cepe_mlm/hf"
+stage cepe_warmup_short encoder.path="$out/cepe_mlm/hf"
+stage cepe_warmup encoder.path="$out/cepe_mlm/hf" cepe.start="$out/cepe_warmup_short/hf"
 stage cepe encoder.path="$out/cepe_mlm/hf" cepe.start="$out/cepe_warmup/hf"
 python evaluate.py "${measure[@]}" label="the decoder alone" out="$out/alone" > "$out/alone.log" 2>&1 &
 first=$!
