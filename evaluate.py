@@ -3,6 +3,8 @@
 See `python evaluate.py --help`.
 """
 
+import os
+
 from longctx import cli
 from longctx.eval.config import EvalConfig
 
@@ -10,10 +12,14 @@ from longctx.eval.config import EvalConfig
 def main(cfg: EvalConfig) -> None:
     """Runs the missing tasks, writes figures and tables, prints the tables."""
     from longctx.eval.run import evaluate
+    from longctx.parallel import mesh, watch
 
-    _, report = evaluate(cfg)
-    print(report)
-    print(f"{cfg.out}/report.md has the figures")
+    watch.end_with_launcher()
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1 or cfg.parallel_sp > 1
+    _, report = evaluate(cfg, mesh.start(cfg.parallel_sp) if several else None)
+    if report:
+        print(report)
+        print(f"{cfg.out}/report.html has the figures")
 
 
 if __name__ == "__main__":

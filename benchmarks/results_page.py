@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from longctx.eval.figures import draw
+from longctx.eval.figures import k_max_figure, perplexity_figure
 from longctx.eval.report import read_results
 from longctx.train.log import read_metrics
 
@@ -113,11 +113,12 @@ def section(out: Path, docs: Path) -> str:
     figures = docs / "figures"
     figures.mkdir(exist_ok=True)
     shown = [found["direct_ft", 0], found["pi", 0], found["direct_ft", 200], found["pi", 200]]
-    for caption, name in draw(shown, figures):
-        if PROTOCOL in name or "k_max" in name:
-            lines += [f"![{caption}](figures/{name})", ""]
-        else:
-            (figures / name).unlink()
+    curve = perplexity_figure(shown, PROTOCOL, figures / f"perplexity_{PROTOCOL}.png")
+    by_distance = k_max_figure(shown, figures / "k_max.png")
+    lines += [f"![Perplexity, {PROTOCOL}](figures/{curve})", ""]
+    lines += [f"![Passkey by distance](figures/{by_distance})", ""]
+    for name in (curve, by_distance):
+        (figures / name).with_suffix(".svg").unlink()  # the page shows the PNG
     versions = ", ".join(f"{k} {v}" for k, v in any_result["versions"].items())
     lines += [f"Made by `bash launch/lab.sh`, commit {any_result['commit']}, {versions}.", ""]
     return "\n".join(lines)

@@ -82,3 +82,10 @@ def bootstrap(values: Sequence[float]) -> Interval:
     draws = rng.integers(0, len(values), (RESAMPLES, len(values)))
     low, high = np.percentile(np.asarray(values)[draws].mean(axis=1), [2.5, 97.5])
     return float(low), float(high)
+
+
+def interval(values: Sequence[float]) -> Interval:
+    """95% interval of a mean: Wilson's where every value is 0 or 1, else the bootstrap's."""
+    if all(value in (0, 1) for value in values):
+        return wilson(round(sum(values)), len(values))
+    return bootstrap(values)

@@ -10,12 +10,19 @@ from typing import Any
 from longctx.config import ModelConfig, RopeConfig, choice, positive
 from longctx.errors import UserError
 from longctx.eval.config_contexts import ContextsConfig, QaConfig, RetrievalConfig
+from longctx.eval.config_efficiency import EfficiencyConfig
+from longctx.eval.config_probes import BabiConfig, NeedleConfig, ShortConfig
+from longctx.eval.config_ruler import RulerConfig
 from longctx.eval.config_template import TemplateConfig
 
-TASKS = ("perplexity", "passkey", "k_max", "contexts", "retrieval_perplexity", "qa", "template")
-BY_LENGTH = ("perplexity", "passkey", "k_max")  # these need lengths=
+TASKS = (
+    "perplexity", "passkey", "k_max", "ruler", "needle", "babi", "short", "contexts",
+    "retrieval_perplexity", "qa", "template", "efficiency",
+)  # fmt: skip
+# These need lengths=
+BY_LENGTH = ("perplexity", "passkey", "k_max", "ruler", "needle", "babi", "efficiency")
 OF_A_STORE = ("perplexity", "contexts", "retrieval_perplexity", "template")  # these need held_out=
-PROTOCOLS = ("sliding_new_tokens", "single_pass_buckets", "token_matched")
+PROTOCOLS = ("sliding_new_tokens", "whole_window", "single_pass_buckets", "token_matched")
 MODES = ("teacher_forced", "generate")
 
 
@@ -24,13 +31,14 @@ class PerplexityConfig:
     """Loss on held-out text; see `longctx/eval/perplexity.py` for the protocols.
 
     Args:
-        protocols: `sliding_new_tokens | single_pass_buckets | token_matched`, one or more.
-        stride: tokens a sliding window moves, and scores.
+        protocols: `sliding_new_tokens | whole_window | single_pass_buckets | token_matched`, one
+            or more; `cepe_tail` is one of the task `contexts`.
+        stride: tokens that the window of the first two moves; the first scores just those.
         target_tokens: tokens scored at the end of each token-matched window.
         windows: token-matched windows per document, at most.
         max_documents: documents scored, evenly spaced over the store. None: all long enough.
-        document_tokens: documents are cut to so many for the sliding window, but never below
-            the longest of `lengths`. None: whole documents.
+        document_tokens: documents are cut to so many for the first two, but never below the
+            longest of `lengths`. None: whole documents.
     """
 
     protocols: list[str]
@@ -101,17 +109,19 @@ class EvalConfig:
             input of the tasks where nothing else is given.
         dtype: `fp32 | bf16`. None: fp32 on a CPU, bf16 on a GPU.
         device: `cpu`, `cuda`, `cuda:1`. None: a GPU where there is one.
-        tasks: `perplexity | passkey | k_max | contexts | retrieval_perplexity | qa | template`, one
-            or more.
-        lengths: context lengths of the first three, tokens.
-        held_out: token store to score, for perplexity of any kind.
+        tasks: `perplexity | passkey | k_max | ruler | needle | babi | short | contexts |
+            retrieval_perplexity | qa | template | efficiency`, one or more.
+        lengths: context lengths of the first six and of `efficiency`, tokens.
+        held_out: token store to score, or to draw text from.
         out: directory for `results.json`, `samples.jsonl`, `report.md` and figures.
         compare: directories of earlier evaluations, added to table and figures.
+        parallel_sp: processes that share a row, each with an equal part of its tokens; for tasks
+            that decode nothing.
         samples: prompts per passkey cell and per k_max distance.
         batch_tokens: tokens in one forward pass, unless a single row is longer.
         seed: of keys and filler, and of which questions are asked.
-        perplexity, passkey, k_max, contexts, retrieval_perplexity, qa, template: see their
-            classes.
+        perplexity, passkey, k_max, ruler, needle, babi, short, contexts, retrieval_perplexity, qa,
+            template, efficiency: see their classes.
     """
 
     model: ModelConfig
@@ -130,29 +140,49 @@ class EvalConfig:
     perplexity: PerplexityConfig
     passkey: PasskeyConfig
     k_max: KMaxConfig
+    ruler: RulerConfig
+    needle: NeedleConfig
+    babi: BabiConfig
+    short: ShortConfig
     contexts: ContextsConfig
     retrieval_perplexity: RetrievalConfig
     qa: QaConfig
     template: TemplateConfig
+    efficiency: EfficiencyConfig
     attention: dict[str, Any] | None = None
+    parallel_sp: int = 1
 
     def __post_init__(self) -> None:
         for task in self.tasks:
             choice(task, TASKS, "tasks")
-        for key in ("samples", "batch_tokens"):
+        for key in ("samples", "batch_tokens", "parallel_sp"):
             positive(getattr(self, key), key)
         if not self.tasks or (not self.lengths and set(BY_LENGTH) & set(self.tasks)):
             raise UserError("tasks=[..] and lengths=[..] must name at least one each")
         if min(self.lengths, default=2) < 2:
             raise UserError(f"lengths={list(self.lengths)} must be at least 2 tokens each")
         self._check_inputs()
+        self._check_spread()
         if self.dtype is not None:
             choice(self.dtype, ("fp32", "bf16"), "dtype")
         if self.model.path is None:
             raise UserError(f"model={self.model.name} has no weights to evaluate: give model=PATH")
 
+    def _check_spread(self) -> None:
+        if self.parallel_sp == 1:
+            return
+        for task in self.tasks:
+            forced = getattr(getattr(self, task), "mode", "generate") == "teacher_forced"
+            if task != "perplexity" and not forced:
+                raise UserError(
+                    f"parallel_sp={self.parallel_sp}: tasks=[{task}] decodes through a cache or an "
+                    "encoder, which one process does; perplexity and teacher_forced keys can share"
+                )
+
     def _check_inputs(self) -> None:
-        for task in OF_A_STORE:
+        reads = [*OF_A_STORE, *(["short"] if self.short.of_a_store else [])]
+        reads += [t for t in ("needle", "babi") if getattr(self, t).haystack == "held_out"]
+        for task in reads:
             if task in self.tasks and self.held_out is None:
                 raise UserError(f"tasks=[{task}] needs held_out=DIR, a token store")
         if "qa" in self.tasks and self.qa.data is None:

@@ -40,6 +40,8 @@ def states(
     before = 0 if contexts is None else contexts[0].numel()
     if contexts is not None:
         tokens = torch.cat([contexts.flatten(1), tokens], dim=1)
+    if (spread := getattr(model, "spread_decoder", None)) is not None:
+        return cast(Callable[[Tensor], Tensor], spread)(tokens)[:, before:]
     decoder = cast(Callable[[], nn.Module], model.get_decoder)()
     hidden: Tensor = decoder(input_ids=tokens, use_cache=False).last_hidden_state
     return hidden[:, before:]

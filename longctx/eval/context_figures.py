@@ -1,6 +1,6 @@
 """Figures of the tasks that read contexts; drawn like those of `figures.py`."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ from longctx.eval.figures import (
     COLOURS,
     MARKERS,
     Results,
+    legend,
     new_axes,
     protocols_of,
     result_of,
@@ -68,7 +69,7 @@ def contexts_figure(models: Sequence[Results], protocol: str, path: Path) -> str
     figure, axes = _perplexity_by(models, parts, "context", names)
     axes.set_xlabel("context before the decoder's window, tokens")
     axes.set_title(f"Perplexity behind contexts, protocol {protocol}", fontsize=11)
-    axes.legend(frameon=False, fontsize=8)
+    legend(figure)
     return save(figure, path)
 
 
@@ -87,7 +88,7 @@ def retrieval_figure(models: Sequence[Results], path: Path) -> str:
     figure, axes = _perplexity_by(models, parts, "method", names)
     axes.set_xlabel("retrieved passages, tokens")
     axes.set_title("Perplexity with retrieved passages", fontsize=11)
-    axes.legend(frameon=False, fontsize=8)
+    legend(figure)
     return save(figure, path)
 
 
@@ -135,24 +136,9 @@ def qa_figure(models: Sequence[Results], path: Path) -> str:
     axes.set_xlabel("passages, k")
     axes.set_ylabel("exact match, %")
     axes.set_title("Questions over k passages, with 95% intervals", fontsize=11)
-    axes.legend(frameon=False, fontsize=8)
+    legend(figure)
     return save(figure, path)
 
 
 def _named(setting: str) -> str:
     return f"gold {setting}" if setting in PLACES else setting.replace("_", " ")
-
-
-def draw_contexts(models: Sequence[Results], out: Path) -> Iterator[tuple[str, str]]:
-    """Draws every figure that the results have data for; yields (caption, file name)."""
-    for name in dict.fromkeys(n for m in models for n in protocols_of(m, "contexts")):
-        found = [m for m in models if name in protocols_of(m, "contexts")]
-        figure = contexts_figure(found, name, out / f"contexts_{name}.png")
-        yield f"Perplexity behind contexts, {name}", figure
-    if found := [m for m in models if result_of(m, "retrieval_perplexity")]:
-        yield (
-            "Perplexity with retrieved passages",
-            retrieval_figure(found, out / "retrieval_perplexity.png"),
-        )
-    if found := [m for m in models if result_of(m, "qa")]:
-        yield "Questions over k passages", qa_figure(found, out / "qa.png")

@@ -1,10 +1,12 @@
 """Tables of the tasks that read contexts: perplexity behind contexts, retrieval, and QA."""
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
+from longctx.eval.context_figures import contexts_figure, qa_figure, retrieval_figure
 from longctx.eval.figures import Results, protocols_of, result_of
-from longctx.eval.tables import plus_minus, table
+from longctx.eval.tables import image, plus_minus, table
 
 NOTES = {
     "cepe_tail_matched": "The same decoder windows and scored tokens in every column, only the "
@@ -17,11 +19,11 @@ METHODS = {"contexts": "all in one pass", "replug": "RePlug"}
 SCORES = {"em": "EM", "sub_em": "sub-EM", "f1": "F1"}
 
 
-def context_sections(models: Sequence[Results]) -> Iterator[str]:
-    """The lines of all tables that there are results for."""
-    yield from _contexts(models)
-    yield from _retrieval(models)
-    yield from _qa(models)
+def context_sections(models: Sequence[Results], out: Path) -> Iterator[str]:
+    """The lines of all tables and figures that there are results for."""
+    yield from _contexts(models, out)
+    yield from _retrieval(models, out)
+    yield from _qa(models, out)
 
 
 def _cell(row: dict[str, Any]) -> str:
@@ -34,7 +36,7 @@ def _cell(row: dict[str, Any]) -> str:
     return text
 
 
-def _contexts(models: Sequence[Results]) -> Iterator[str]:
+def _contexts(models: Sequence[Results], out: Path) -> Iterator[str]:
     names = dict.fromkeys(n for m in models for n in protocols_of(m, "contexts"))
     for name in names:
         found = [m for m in models if name in protocols_of(m, "contexts")]
@@ -65,9 +67,11 @@ def _contexts(models: Sequence[Results]) -> Iterator[str]:
                         [model["label"], result["contexts_read_by"], CONTEXTS[kind], *numbers]
                     )
         yield from table(["model", "read by", "context", *map(str, counts)], rows)
+        figure = contexts_figure(found, name, out / f"contexts_{name}.png")
+        yield from image(f"Perplexity behind contexts, {name}", figure)
 
 
-def _retrieval(models: Sequence[Results]) -> Iterator[str]:
+def _retrieval(models: Sequence[Results], out: Path) -> Iterator[str]:
     found = [(m, r) for m in models if (r := result_of(m, "retrieval_perplexity"))]
     if not found:
         return
@@ -93,6 +97,8 @@ def _retrieval(models: Sequence[Results]) -> Iterator[str]:
                 numbers = [cells.get(k, "") for k in counts]
                 rows.append([model["label"], METHODS[method], reader, *numbers])
     yield from table(["model", "passages", "read by", *map(str, counts)], rows)
+    figure = retrieval_figure([m for m, _ in found], out / "retrieval_perplexity.png")
+    yield from image("Perplexity with retrieved passages", figure)
 
 
 def _percent(row: dict[str, Any], key: str) -> str:
@@ -100,7 +106,7 @@ def _percent(row: dict[str, Any], key: str) -> str:
     return f"{100 * row[key]:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
-def _qa(models: Sequence[Results]) -> Iterator[str]:
+def _qa(models: Sequence[Results], out: Path) -> Iterator[str]:
     found = [(m, r) for m in models if (r := result_of(m, "qa"))]
     if not found:
         return
@@ -127,3 +133,5 @@ def _qa(models: Sequence[Results]) -> Iterator[str]:
             rows.append([model["label"], row["setting"], *cells])
     head = ["model", "passages", "k", *SCORES.values(), "gold found", "prompt tokens"]
     yield from table(head, rows)
+    figure = qa_figure([m for m, _ in found], out / "qa.png")
+    yield from image("Questions over k passages", figure)

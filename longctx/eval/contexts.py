@@ -14,7 +14,7 @@ that is by attention over all of them. Costs one forward pass a sample, count an
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import nn
@@ -24,6 +24,7 @@ from longctx.errors import UserError
 from longctx.eval.config import EvalConfig
 from longctx.eval.config_contexts import ContextsConfig
 from longctx.eval.context import has_encoder
+from longctx.eval.journal import Journal
 from longctx.eval.perplexity import choose_documents, matched_ends
 from longctx.eval.subject import Sample, Subject, TaskResult, open_store
 from longctx.eval.windows import Documents, FloatArray, Window, evenly, mean_over, score_windows
@@ -40,12 +41,20 @@ class Plan:
         chosen: indices of its documents that are scored.
         own: sizes and counts.
         batch_tokens: tokens in one forward pass, unless a single sample is longer.
+        journal: keeps what is scored, a batch at a time.
     """
 
     documents: Documents
     chosen: Sequence[int]
     own: ContextsConfig
     batch_tokens: int
+    journal: Journal = field(default_factory=Journal)
+
+    def nll(self, model: nn.Module, windows: Sequence[Window], title: str) -> list[FloatArray]:
+        """Scores windows; see `longctx.eval.windows.score_windows`."""
+        return score_windows(
+            model, self.documents, windows, self.batch_tokens, title, journal=self.journal
+        )
 
 
 def tail_ends(plan: Plan, count: int) -> list[End]:
@@ -115,7 +124,7 @@ def measure(model: nn.Module, plan: Plan, protocol: str) -> tuple[dict[str, Any]
         for kind in ("none",) if not count else ("own", "other") if own.other else ("own",):
             windows = windows_behind(own, ends, count, kind)
             title = f"{protocol} {count} {kind}"
-            nlls = score_windows(model, plan.documents, windows, plan.batch_tokens, title)
+            nlls = plan.nll(model, windows, title)
             alone = nlls if count == 0 else alone
             row = {"count": count, "context": kind, "context_tokens": count * own.size}
             row |= {"samples": len(windows), **mean_over(windows, nlls).row()}
@@ -181,7 +190,7 @@ def run(cfg: EvalConfig, subject: Subject) -> TaskResult:
     """
     own = cfg.contexts
     store, chosen, skipped = _chosen(cfg)
-    plan = Plan(store, chosen, own, cfg.batch_tokens)
+    plan = Plan(store, chosen, own, cfg.batch_tokens, subject.journal)
     common = {
         "bos": "document_start",
         "documents": len(chosen),

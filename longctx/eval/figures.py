@@ -1,21 +1,25 @@
 """Figures of an evaluation: perplexity against length, needle heat maps, k_max.
 
-Drawn without a display; a few hundred milliseconds each. Colours are readable to colour-blind
-eyes (Okabe-Ito lines, viridis maps).
+Drawn without a display, as PNG and as SVG; a few hundred milliseconds each. Colours are readable
+to colour-blind eyes (Okabe-Ito lines, viridis maps), on white and on black.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from math import ceil
 from pathlib import Path
 from typing import Any
 
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "osD^vP*"
+GREY = "#808080"
+DODGE = 0.03  # octaves between the points of two models, so that error bars stand side by side
 LOG_FROM = 10  # a log y axis above this ratio of largest to smallest perplexity
+CLIP_FROM = 100  # above this ratio perplexities are drawn at the edge, with an arrow
 
 Results = dict[str, Any]
 
@@ -33,9 +37,12 @@ def protocols_of(results: Results, task: str = "perplexity") -> dict[str, Any]:
 
 
 def save(figure: Figure, path: Path) -> str:
-    """Writes a PNG; the file's name."""
+    """Writes a PNG, and an SVG without background beside it; the PNG's name."""
     FigureCanvasAgg(figure)
     figure.savefig(path, dpi=150)
+    with rc_context({"svg.hashsalt": path.stem}):  # equal results, equal files
+        drawing = path.with_suffix(".svg")
+        figure.savefig(drawing, transparent=True, metadata={"Date": None, "Creator": None})
     return path.name
 
 
@@ -46,6 +53,16 @@ def new_axes(width: float, height: float) -> tuple[Figure, Axes]:
     axes.grid(True, alpha=0.25, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
     return figure, axes
+
+
+def legend(figure: Figure) -> None:
+    """What the lines are, below the axes, where it hides nothing."""
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    widest = max(map(len, labels))
+    columns = max(1, min(3, 110 // (widest + 8)))
+    figure.legend(
+        handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=8
+    )
 
 
 def _length_axis(axes: Axes, lengths: Sequence[int], label: str) -> None:
@@ -60,11 +77,11 @@ def _length_axis(axes: Axes, lengths: Sequence[int], label: str) -> None:
 def _window_lines(axes: Axes, models: Sequence[Results]) -> None:
     """Dotted grey at native windows, dashed where a model's extended window ends."""
     for native in sorted({m["native_window"] for m in models}):
-        axes.axvline(native, color="#666666", linestyle=":", label=f"native window {native:,}")
+        axes.axvline(native, color=GREY, linestyle=":", label=f"native window {native:,}")
     extended = {m["window"] for m in models} - {m["native_window"] for m in models}
     for window in sorted(extended):
         owners = [i for i, m in enumerate(models) if m["window"] == window]
-        colour = COLOURS[owners[0] % len(COLOURS)] if len(owners) == 1 else "#333333"
+        colour = COLOURS[owners[0] % len(COLOURS)] if len(owners) == 1 else GREY
         axes.axvline(
             window, color=colour, linestyle="--", linewidth=1, label=f"extended window {window:,}"
         )
@@ -91,16 +108,19 @@ def perplexity_figure(models: Sequence[Results], protocol: str, path: Path) -> s
         The file's name.
     """
     figure, axes = new_axes(7.0, 4.2)
-    values: list[float] = []
-    ticks: set[int] = set()
+    curves = [_curve(m, protocol) if protocol in protocols_of(m) else [] for m in models]
+    values = [y for curve in curves for _, y, _ in curve]
+    limit = CLIP_FROM * min(values)
     for i, model in enumerate(models):
-        if protocol not in protocols_of(model):
+        if not curves[i]:
             continue
-        lengths, perplexity, error = zip(*sorted(_curve(model, protocol)), strict=True)
+        lengths, perplexity, error = zip(*sorted(curves[i]), strict=True)
+        shown = [min(y, limit) for y in perplexity]
+        beside = 2 ** (DODGE * (i - (len(models) - 1) / 2))
         axes.errorbar(
-            lengths,
-            perplexity,
-            yerr=error,
+            [x * beside for x in lengths],
+            shown,
+            yerr=[e if y <= limit else 0 for y, e in zip(perplexity, error, strict=True)],
             label=model["label"],
             color=COLOURS[i % len(COLOURS)],
             marker=MARKERS[i % len(MARKERS)],
@@ -108,13 +128,19 @@ def perplexity_figure(models: Sequence[Results], protocol: str, path: Path) -> s
             linewidth=1.6,
             capsize=2,
         )
-        values += perplexity
-        ticks |= set(lengths)
+        _arrows(
+            axes,
+            [x * beside for x, y in zip(lengths, perplexity, strict=True) if y > limit],
+            limit,
+            i,
+        )
+    if max(values) > limit:
+        axes.plot([], [], "k^", markerfacecolor="none", label=f"clipped, above {limit:,.0f}")
     _window_lines(axes, [m for m in models if protocol in protocols_of(m)])
     by_position = protocol == "single_pass_buckets"
     _length_axis(
         axes,
-        sorted(ticks),
+        sorted({x for curve in curves for x, _, _ in curve}),
         "position (end of bucket), tokens" if by_position else "context, tokens",
     )
     if max(values) > LOG_FROM * min(values):
@@ -122,8 +148,15 @@ def perplexity_figure(models: Sequence[Results], protocol: str, path: Path) -> s
         axes.yaxis.set_major_formatter(lambda y, _: f"{y:,.0f}" if y >= 1 else f"{y:g}")
     axes.set_ylabel("perplexity")
     axes.set_title(f"Perplexity, protocol {protocol}", fontsize=11)
-    axes.legend(frameon=False, fontsize=8)
+    legend(figure)
     return save(figure, path)
+
+
+def _arrows(axes: Axes, lengths: Sequence[float], limit: float, model: int) -> None:
+    """Marks values that were clipped."""
+    colour = COLOURS[model % len(COLOURS)]
+    for x in lengths:
+        axes.plot(x, limit, "^", markersize=11, markerfacecolor="none", markeredgecolor=colour)
 
 
 def _heat_map(axes: Axes, model: Results) -> Any:
@@ -146,7 +179,7 @@ def _heat_map(axes: Axes, model: Results) -> Any:
             ha="center",
             va="center",
             fontsize=8,
-            color="black" if rate > 60 else "white",
+            color="#111111" if rate > 60 else "white",
         )
     axes.set_xticks(range(len(lengths)), [f"{n:,}" for n in lengths])
     axes.set_yticks(range(len(depths)), [f"{100 * d:.0f}" for d in depths])
@@ -186,6 +219,43 @@ def passkey_figure(models: Sequence[Results], path: Path) -> str:
     return save(figure, path)
 
 
+def efficiency_figure(models: Sequence[Results], path: Path) -> str:
+    """Prefill time, time of a decoded token and cache against the prompt's length.
+
+    Args:
+        models: contents of `results.json` that hold the task.
+        path: PNG to write.
+
+    Returns:
+        The file's name.
+    """
+    figure = Figure(figsize=(9.6, 3.6), layout="constrained")
+    shown = (
+        ("prefill_seconds", "prefill, s", 1.0),
+        ("decode_seconds", "decode, ms a token", 1e3),
+        ("cache_bytes", "cache, MiB", 2**-20),
+    )
+    for axes, (key, name, factor) in zip(figure.subplots(1, 3), shown, strict=True):
+        for i, model in enumerate(models):
+            rows = (result_of(model, "efficiency") or {})["rows"]
+            axes.plot(
+                [r["length"] for r in rows],
+                [factor * r[key] for r in rows],
+                label=model["label"],
+                color=COLOURS[i % len(COLOURS)],
+                marker=MARKERS[i % len(MARKERS)],
+                markersize=4,
+            )
+        lengths = {r["length"] for m in models for r in (result_of(m, "efficiency") or {})["rows"]}
+        _length_axis(axes, sorted(lengths), "prompt, tokens")
+        axes.set_ylim(bottom=0)
+        axes.set_title(name, fontsize=10)
+        axes.grid(True, alpha=0.25, linewidth=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+    legend(figure)
+    return save(figure, path)
+
+
 def k_max_figure(models: Sequence[Results], path: Path) -> str:
     """Success against the distance of the key, a line per model, k_max in the legend.
 
@@ -209,7 +279,7 @@ def k_max_figure(models: Sequence[Results], path: Path) -> str:
             linewidth=1.4,
         )
     for threshold in {model["tasks"]["k_max"]["settings"]["threshold"] for model in models}:
-        axes.axhline(100 * threshold, color="#333333", linewidth=1, label="threshold")
+        axes.axhline(100 * threshold, color=GREY, linewidth=1, label="threshold")
     _window_lines(axes, models)
     axes.set_ylim(-4, 104)
     axes.set_xlim(left=0)
@@ -217,19 +287,5 @@ def k_max_figure(models: Sequence[Results], path: Path) -> str:
     axes.set_xlabel("distance from the key to the end, tokens")
     axes.set_ylabel("keys retrieved, %")
     axes.set_title("Passkey by distance", fontsize=11)
-    axes.legend(frameon=False, fontsize=8)
+    legend(figure)
     return save(figure, path)
-
-
-def draw(models: Sequence[Results], out: Path) -> Iterator[tuple[str, str]]:
-    """Draws every figure that the results have data for; yields (caption, file name)."""
-    names = dict.fromkeys(name for model in models for name in protocols_of(model))
-    for name in names:
-        yield (
-            f"Perplexity, {name}",
-            perplexity_figure(models, name, out / f"perplexity_{name}.png"),
-        )
-    if found := [m for m in models if result_of(m, "passkey")]:
-        yield "Passkey retrieval", passkey_figure(found, out / "passkey.png")
-    if found := [m for m in models if result_of(m, "k_max")]:
-        yield "Passkey by distance", k_max_figure(found, out / "k_max.png")

@@ -5,19 +5,23 @@ prompt; `generate` decodes it through the model's own cache, several times deare
 it is there to test caches.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from longctx.data.passkey import Encode, Passkey, build, build_at_distance
+from longctx.eval.answers import wilson
 from longctx.eval.context import greedy
+from longctx.eval.journal import Journal
 from longctx.eval.score import argmax_tokens, evaluating
 from longctx.eval.subject import Sample
+
+# encode, BOS, length, depth, seed, index
+Write = Callable[[Encode, int | None, int, float, int, int], Passkey]
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,7 @@ class Quiz:
         seed: of the keys.
         mode: `teacher_forced | generate`.
         batch_tokens: tokens in one forward pass, unless a single prompt is longer.
+        journal: keeps what is answered, a batch at a time.
     """
 
     model: nn.Module
@@ -63,6 +68,7 @@ class Quiz:
     seed: int
     mode: str
     batch_tokens: int
+    journal: Journal = field(default_factory=Journal)
 
 
 def _batches(trials: Iterable[Trial], batch_tokens: int) -> Iterator[list[Trial]]:
@@ -101,56 +107,56 @@ def _generated(model: nn.Module, batch: Sequence[Trial]) -> list[list[int]]:
         ]
 
 
-def run_trials(quiz: Quiz, trials: Iterable[Trial]) -> Iterator[tuple[Trial, list[int], bool]]:
+def run_trials(quiz: Quiz, trials: Iterable[Trial], total: int, task: str) -> list[Sample]:
     """Answers every trial.
 
     Args:
         quiz: model and mode.
         trials: prompts, taken as they are needed.
+        total: how many.
+        task: their name in the records.
 
-    Yields:
-        (trial, predicted answer tokens, whether they are the answer).
+    Returns:
+        Flat records in the order of the trials, the lines of `samples.jsonl`.
     """
     answer = _teacher_forced if quiz.mode == "teacher_forced" else _generated
-    for batch in _batches(trials, quiz.batch_tokens):
-        for trial, predicted in zip(batch, answer(quiz.model, batch), strict=True):
-            wanted = trial.prompt.tokens[slice(*trial.prompt.answer)]
-            yield trial, predicted, predicted == wanted
+
+    def ask(batch: list[Trial]) -> list[Sample]:
+        answers = answer(quiz.model, batch)
+        return [_record(quiz, task, t, a) for t, a in zip(batch, answers, strict=True)]
+
+    batches = _batches(trials, quiz.batch_tokens)
+    done = quiz.journal.each(task, batches, ask, total=total, size=len)
+    return [record for batch in done for record in batch]
 
 
-def _collect(quiz: Quiz, trials: Iterable[Trial], total: int, task: str) -> list[Sample]:
-    """All samples of a task as flat records, the lines of `samples.jsonl`."""
-    samples: list[Sample] = []
-    with tqdm(total=total, desc=task, unit="prompt", disable=None) as bar:
-        for trial, predicted, correct in run_trials(quiz, trials):
-            prompt = trial.prompt
-            samples.append(
-                {
-                    "task": task,
-                    "mode": quiz.mode,
-                    "length": trial.length,
-                    "depth": trial.depth,
-                    "k": trial.k,
-                    "distance": prompt.distance,
-                    "seed": quiz.seed,
-                    "index": trial.index,
-                    "key": prompt.key,
-                    "tokens": len(prompt.tokens),
-                    "answer": prompt.tokens[slice(*prompt.answer)],
-                    "predicted": predicted,
-                    "correct": correct,
-                }
-            )
-            bar.update()
-    return samples
+def _record(quiz: Quiz, task: str, trial: Trial, predicted: list[int]) -> Sample:
+    prompt = trial.prompt
+    answer = prompt.tokens[slice(*prompt.answer)]
+    return {
+        "task": task,
+        "mode": quiz.mode,
+        "length": trial.length,
+        "depth": trial.depth,
+        "k": trial.k,
+        "distance": prompt.distance,
+        "seed": quiz.seed,
+        "index": trial.index,
+        "key": prompt.key,
+        "tokens": len(prompt.tokens),
+        "answer": answer,
+        "predicted": predicted,
+        "correct": predicted == answer,
+    }
 
 
 def _rate(samples: Sequence[Sample], **cell: float | int) -> dict[str, Any]:
     inside = [s for s in samples if all(s[key] == value for key, value in cell.items())]
-    counts = [s["tokens"] for s in inside]
+    counts, right = [s["tokens"] for s in inside], sum(s["correct"] for s in inside)
     return {
         **cell,
-        "rate": sum(s["correct"] for s in inside) / len(inside),
+        "rate": right / len(inside),
+        "rate_interval": list(wilson(right, len(inside))),
         "samples": len(inside),
         "tokens": [min(counts), max(counts)],
         "distance": [min(s["distance"] for s in inside), max(s["distance"] for s in inside)],
@@ -158,7 +164,12 @@ def _rate(samples: Sequence[Sample], **cell: float | int) -> dict[str, Any]:
 
 
 def passkey(
-    quiz: Quiz, lengths: Sequence[int], depths: Sequence[float]
+    quiz: Quiz,
+    lengths: Sequence[int],
+    depths: Sequence[float],
+    *,
+    task: str = "passkey",
+    write: Write = build,
 ) -> tuple[dict[str, Any], list[Sample]]:
     """Success rate in each cell of length x depth.
 
@@ -166,6 +177,8 @@ def passkey(
         quiz: model, prompts and mode.
         lengths: prompt lengths, tokens, answer included.
         depths: places of the key, 0 (start) to 1 (end).
+        task: its name in the records.
+        write: makes the prompts.
 
     Returns:
         The result (`cells`: one row a cell) and one record a prompt.
@@ -173,11 +186,11 @@ def passkey(
 
     def trials() -> Iterator[Trial]:
         for length, depth, index in product(lengths, depths, range(quiz.samples)):
-            prompt = build(quiz.encode, quiz.bos_id, length, depth, quiz.seed, index)
+            prompt = write(quiz.encode, quiz.bos_id, length, depth, quiz.seed, index)
             yield Trial(prompt, length, depth, None, index)
 
     total = len(lengths) * len(depths) * quiz.samples
-    records = _collect(quiz, trials(), total, "passkey")
+    records = run_trials(quiz, trials(), total, task)
     cells = [_rate(records, length=le, depth=de) for le, de in product(lengths, depths)]
     mean = sum(cell["rate"] for cell in cells) / len(cells)
     return {"mode": quiz.mode, "mean": mean, "truncated_prompts": 0, "cells": cells}, records
@@ -229,7 +242,7 @@ def effective_window(
             prompt = build_at_distance(quiz.encode, quiz.bos_id, target, k, quiz.seed, index)
             yield Trial(prompt, target, None, k, index)
 
-    records = _collect(quiz, trials(), points * quiz.samples, "k_max")
+    records = run_trials(quiz, trials(), points * quiz.samples, "k_max")
     cells = [_rate(records, k=k) for k in distances]
     return {
         "mode": quiz.mode,

@@ -1,5 +1,7 @@
 """Three named perplexity protocols; the name stands beside every number they give.
 
+(`whole_window.py` has a fourth, `contexts.py` CEPE's.)
+
 - `sliding_new_tokens` (Position Interpolation, Press et al.): a window moves by the stride and
   only its new tokens are scored. One forward of W tokens per stride: the dearest, and the one
   papers print.
@@ -13,13 +15,14 @@ start of a document, so windows that begin inside one carry none (`bos: document
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from torch import nn
 
 from longctx.errors import UserError
+from longctx.eval.journal import Journal
 from longctx.eval.windows import Documents, FloatArray, Window, evenly, mean_over, score_windows
 
 FIRST_BUCKET = 16  # shorter contexts share one bucket
@@ -33,15 +36,19 @@ class Text:
         documents: the store.
         chosen: indices of its documents that are scored.
         batch_tokens: tokens in one forward pass, unless a single window is longer.
+        journal: keeps what is scored, a batch at a time.
     """
 
     documents: Documents
     chosen: Sequence[int]
     batch_tokens: int
+    journal: Journal = field(default_factory=Journal)
 
     def nll(self, model: nn.Module, plan: Sequence[Window], title: str) -> list[FloatArray]:
         """Scores a plan; see `longctx.eval.windows.score_windows`."""
-        return score_windows(model, self.documents, plan, self.batch_tokens, title)
+        return score_windows(
+            model, self.documents, plan, self.batch_tokens, title, journal=self.journal
+        )
 
 
 def choose_documents(
@@ -177,9 +184,7 @@ def single_pass_buckets(
     rows = []
     for length in lengths:
         plan = [Window(i, 0, length, 1) for i in text.chosen]
-        nlls = score_windows(
-            model, text.documents, plan, text.batch_tokens, f"single pass {length}"
-        )
+        nlls = text.nll(model, plan, f"single pass {length}")
         ends = bucket_ends(length)
         starts = [1, *ends[:-1]]
         means = [
@@ -237,8 +242,6 @@ def token_matched(
     rows = []
     for length in lengths:
         plan = [Window(i, end - length, end, end - target_tokens) for i, end in ends]
-        nlls = score_windows(
-            model, text.documents, plan, text.batch_tokens, f"token matched {length}"
-        )
+        nlls = text.nll(model, plan, f"token matched {length}")
         rows.append({"length": length, **mean_over(plan, nlls).row()})
     return {"target_tokens": target_tokens, "windows": len(ends), "rows": rows}

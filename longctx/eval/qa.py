@@ -11,8 +11,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tqdm import tqdm
-
 from longctx.errors import UserError
 from longctx.eval.answers import bootstrap, contained, exact, f1, wilson
 from longctx.eval.config import EvalConfig
@@ -65,17 +63,15 @@ def check_fit(exam: Exam, window: int) -> None:
         UserError: at the first that does not fit, which it names. Nothing is ever truncated.
     """
     answer = exam.own.new_tokens
-    with tqdm(total=len(exam), desc="qa: lengths", unit="prompt", disable=None) as bar:
-        for cell, i, prompt in exam.prompts():
-            where = f"qa: question {exam.questions[i].identity}, {cell.setting}"
-            where += f" with {len(prompt.passages)} passages"
-            if len(prompt.tokens) + answer > window:
-                raise UserError(
-                    f"{where}: its prompt of {len(prompt.tokens):,} tokens and {answer} for the "
-                    f"answer exceed the window of {window:,}: fewer qa.passages, or a larger "
-                    "qa.window if the model can do more than it claims"
-                )
-            bar.update()
+    for cell, i, prompt in exam.prompts():
+        where = f"qa: question {exam.questions[i].identity}, {cell.setting}"
+        where += f" with {len(prompt.passages)} passages"
+        if len(prompt.tokens) + answer > window:
+            raise UserError(
+                f"{where}: its prompt of {len(prompt.tokens):,} tokens and {answer} for the "
+                f"answer exceed the window of {window:,}: fewer qa.passages, or a larger "
+                "qa.window if the model can do more than it claims"
+            )
 
 
 def ask(exam: Exam, subject: Subject) -> list[Sample]:
@@ -85,15 +81,15 @@ def ask(exam: Exam, subject: Subject) -> list[Sample]:
         exam: prompts.
         subject: the model, with transformers' `generate`, and its tokenizer.
     """
-    records: list[Sample] = []
     model = subject.model
-    with evaluating(model), tqdm(total=len(exam), desc="qa", unit="prompt", disable=None) as bar:
-        for cell, i, prompt in exam.prompts():
-            new = greedy(model, prompt.tokens, exam.own.new_tokens, prompt.contexts)
-            answer = subject.decode(new).split("\n")[0].strip()
-            records.append(_record(exam, cell, i, prompt, answer))
-            bar.update()
-    return records
+
+    def answer(asked: tuple[Cell, int, Prompt]) -> Sample:
+        cell, i, prompt = asked
+        new = greedy(model, prompt.tokens, exam.own.new_tokens, prompt.contexts)
+        return _record(exam, cell, i, prompt, subject.decode(new).split("\n")[0].strip())
+
+    with evaluating(model):
+        return subject.journal.each("qa", exam.prompts(), answer, total=len(exam))
 
 
 def _record(exam: Exam, cell: Cell, i: int, prompt: Prompt, answer: str) -> Sample:

@@ -11,7 +11,7 @@ formed in log space. It needs no training, so it is that of the decoder alone.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from longctx.eval.bm25 import Ranker
 from longctx.eval.config import EvalConfig
 from longctx.eval.config_contexts import RetrievalConfig
 from longctx.eval.context import has_encoder
+from longctx.eval.journal import Journal
 from longctx.eval.perplexity import choose_documents, matched_ends
 from longctx.eval.retrieve import Retriever, Span, cut, same_documents
 from longctx.eval.subject import Sample, Subject, TaskResult, open_store
@@ -65,12 +66,14 @@ class Reader:
         documents: the store that is scored.
         passages: the store that passages come from.
         batch_tokens: tokens in one forward pass, unless a single sample is longer.
+        journal: keeps what is scored, a batch at a time.
     """
 
     model: nn.Module
     documents: Documents
     passages: Documents
     batch_tokens: int
+    journal: Journal = field(default_factory=Journal)
 
     def nll(self, windows: Sequence[Window], title: str, in_front: bool) -> list[FloatArray]:
         """See `longctx.eval.windows.score_windows`."""
@@ -82,6 +85,7 @@ class Reader:
             title,
             contexts=self.passages,
             in_front=in_front,
+            journal=self.journal,
         )
 
 
@@ -230,7 +234,7 @@ def run(cfg: EvalConfig, subject: Subject) -> TaskResult:
     for w in windows:
         query = store.tokens(w.document, w.start, w.first).tolist()
         found.append(retriever.best(query, k, same[w.document]))
-    reader = Reader(subject.model, store, passages, cfg.batch_tokens)
+    reader = Reader(subject.model, store, passages, cfg.batch_tokens, subject.journal)
     result, records = measure(reader, own, windows, found)
     common = {
         "bos": "document_start",

@@ -4,24 +4,30 @@ Each task is stored under a hash of everything that its numbers depend on, as so
 the same command again computes only what is missing. The model is loaded only if something is.
 """
 
-import hashlib
 import json
-import platform
-import shlex
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from longctx.data.store import Store
-from longctx.eval import contexts, qa, retrieval_perplexity, template
+from longctx.eval import (
+    babi,
+    contexts,
+    efficiency,
+    needle,
+    qa,
+    retrieval_perplexity,
+    ruler,
+    short,
+    template,
+)
 from longctx.eval import perplexity as ppl
 from longctx.eval.config import BY_LENGTH, EvalConfig
 from longctx.eval.figures import Results
+from longctx.eval.journal import Journal
 from longctx.eval.passkey import Quiz, effective_window, passkey
+from longctx.eval.provenance import digest, facts, identity, label, made
 from longctx.eval.report import (
     RESULTS,
     read_results,
@@ -29,12 +35,12 @@ from longctx.eval.report import (
     write_report,
     write_results,
 )
-from longctx.eval.subject import Sample, Subject, TaskResult, open_store
-from longctx.models.load import RECORD, describe
+from longctx.eval.subject import Sample, Subject, TaskResult, open_store, require_own_tokenizer
+from longctx.eval.whole_window import whole_window
 from longctx.models.place import device_for
+from longctx.parallel.mesh import Mesh
 
 SAMPLES = "samples.jsonl"
-WEIGHTS = (".safetensors", ".bin", ".gguf", ".json", ".model")
 
 
 def _held_out(cfg: EvalConfig) -> tuple[Store, list[int], int]:
@@ -47,11 +53,12 @@ def _held_out(cfg: EvalConfig) -> tuple[Store, list[int], int]:
 def _perplexity(cfg: EvalConfig, subject: Subject) -> TaskResult:
     store, chosen, skipped = _held_out(cfg)
     own, lengths, model = cfg.perplexity, sorted(cfg.lengths), subject.model
-    text = ppl.Text(store, chosen, cfg.batch_tokens)
+    text = ppl.Text(store, chosen, cfg.batch_tokens, subject.journal)
     run: dict[str, Callable[[], dict[str, Any]]] = {
         "sliding_new_tokens": lambda: ppl.sliding_new_tokens(
             model, text, lengths, own.stride, own.document_tokens
         ),
+        "whole_window": lambda: whole_window(model, text, lengths, own.stride, own.document_tokens),
         "single_pass_buckets": lambda: ppl.single_pass_buckets(model, text, lengths),
         "token_matched": lambda: ppl.token_matched(
             model, text, lengths, own.target_tokens, own.windows
@@ -63,8 +70,8 @@ def _perplexity(cfg: EvalConfig, subject: Subject) -> TaskResult:
 
 def _quiz(cfg: EvalConfig, subject: Subject, mode: str) -> Quiz:
     bos = subject.tokenizer.bos_token_id
-    samples, seed = cfg.samples, cfg.seed
-    return Quiz(subject.model, subject.encode, bos, samples, seed, mode, cfg.batch_tokens)
+    samples, seed, batch = cfg.samples, cfg.seed, cfg.batch_tokens
+    return Quiz(subject.model, subject.encode, bos, samples, seed, mode, batch, subject.journal)
 
 
 def _passkey(cfg: EvalConfig, subject: Subject) -> TaskResult:
@@ -86,20 +93,30 @@ RUN: dict[str, Callable[[EvalConfig, Subject], TaskResult]] = {
     "perplexity": _perplexity,
     "passkey": _passkey,
     "k_max": _k_max,
+    "ruler": ruler.run,
+    "needle": needle.run,
+    "babi": babi.run,
+    "short": short.run,
     "contexts": contexts.run,
     "retrieval_perplexity": retrieval_perplexity.run,
     "qa": qa.run,
     "template": template.run,
+    "efficiency": efficiency.run,
 }
 # What a task's numbers depend on beside its own settings; looking for it finds what is missing.
 INPUTS: dict[str, Callable[[EvalConfig], dict[str, Any]]] = {
     "perplexity": lambda cfg: {"held_out": _held_out(cfg)[0].meta["digest"][:16]},
     "passkey": _inputs,
     "k_max": _inputs,
+    "ruler": ruler.inputs,
+    "needle": needle.inputs,
+    "babi": babi.inputs,
+    "short": short.inputs,
     "contexts": contexts.inputs,
     "retrieval_perplexity": retrieval_perplexity.inputs,
     "qa": qa.inputs,
     "template": template.inputs,
+    "efficiency": efficiency.inputs,
 }
 
 
@@ -113,81 +130,6 @@ def settings_of(cfg: EvalConfig, task: str) -> dict[str, Any]:
     return {**lengths, **asdict(getattr(cfg, task)), **INPUTS[task](cfg)}
 
 
-def _identity(cfg: EvalConfig) -> dict[str, Any]:
-    """The model under test: its settings, and size and time of its files."""
-    path = Path(cfg.path)
-    files = sorted(path.iterdir()) if path.is_dir() else [path] if path.is_file() else []
-    stamps = [
-        (file.name, file.stat().st_size, file.stat().st_mtime_ns)
-        for file in files
-        if file.suffix in WEIGHTS
-    ]
-    return {
-        "model": cfg.path,
-        "files": stamps,
-        "attention": cfg.attention,
-        "rope": None if cfg.scaling is None else asdict(cfg.scaling),
-        "tokenizer": cfg.tokenizer,
-        "dtype": cfg.dtype,
-    }
-
-
-def _hash(*parts: Any) -> str:
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for name in ("longctx", "torch", "transformers"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def _commit() -> str | None:
-    """The commit of the source tree, `+` where it is changed; None outside git."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=40"]
-    try:
-        git = subprocess.run([*command, "--dirty=+"], capture_output=True, text=True, check=False)
-    except OSError:
-        return None
-    return git.stdout.strip() or None
-
-
-def _label(cfg: EvalConfig) -> str:
-    path = Path(cfg.path)
-    name = path.resolve().parent.name if path.name == "hf" else cfg.model.name
-    parts = [name]
-    if cfg.attention is not None:
-        parts.append(str(cfg.attention["name"]))
-    if cfg.scaling is not None:
-        parts.append(cfg.scaling.name)
-    return cfg.label or " + ".join(parts)
-
-
-def _facts(subject: Subject) -> Results:
-    """What a report says of the loaded model."""
-    model = subject.model
-    told = describe(model)
-    rope = model.config.rope_parameters
-    native = rope.get("original_max_position_embeddings") or told["window"] / told["rope_factor"]
-    return {
-        "parameters": told["parameters"],
-        "attention": getattr(model.config, RECORD, {"name": "full"}),
-        "rope": {
-            "name": told["rope_type"],
-            "factor": told["rope_factor"],
-            "base": told["rope_base"],
-        },
-        "dtype": told["dtype"],
-        "device": str(model.device),
-        "native_window": round(native),
-        "window": told["window"],
-    }
-
-
 def _write_samples(out: Path, task: str, samples: list[Sample]) -> None:
     """Replaces the task's lines of `samples.jsonl`."""
     path = out / SAMPLES
@@ -197,41 +139,55 @@ def _write_samples(out: Path, task: str, samples: list[Sample]) -> None:
     write_atomically(path, "".join(f"{line}\n" for line in lines))
 
 
-def evaluate(cfg: EvalConfig) -> tuple[Results, str]:
+def evaluate(cfg: EvalConfig, ranks: Mesh | None = None) -> tuple[Results, str]:
     """Runs what is not in `out` already, then writes the report.
 
     Args:
         cfg: the evaluation.
+        ranks: processes that share the samples of every task; None: this one alone.
 
     Returns:
-        The content of `results.json`, and the text of `report.md`.
+        The content of `results.json`, and the text of `report.md` (empty but on the first rank).
 
     Raises:
         UserError: if a store, model or earlier result cannot be used as asked; before any task
             has started where that can be known.
     """
     out = Path(cfg.out)
-    device_for(cfg.device)
+    require_own_tokenizer(cfg)
+    device = device_for(cfg.device)
     others = [read_results(Path(path)) for path in cfg.compare]
     settings = {task: settings_of(cfg, task) for task in dict.fromkeys(cfg.tasks)}
-    identity = _hash(_identity(cfg))
+    own_identity = digest(identity(cfg))
     results = read_results(out) if (out / RESULTS).exists() else {}
-    if results.get("identity") != identity:
-        results = {"identity": identity, "tasks": {}}
+    if results.get("identity") != own_identity:
+        results = {"identity": own_identity, "tasks": {}}
     done: dict[str, Any] = results["tasks"]
-    subject = Subject(cfg)
+    journal = _journal(out, ranks)
+    subject = Subject(cfg, journal, ranks)
     for task, own in settings.items():
-        key = _hash(own)
+        key = digest(own)
         if done.get(task, {}).get("hash") == key:
             continue
+        journal.begin(f"{task}-{digest(own_identity, own, cfg.batch_tokens, device.split(':')[0])}")
         result, samples = RUN[task](cfg, subject)
-        facts = _facts(subject)
         done[task] = {"hash": key, "settings": own, "result": result}
-        results |= {"model": cfg.path, "seed": cfg.seed, **facts, "versions": _versions()}
-        results |= {"commit": _commit(), "command": shlex.join(sys.orig_argv)}
-        out.mkdir(parents=True, exist_ok=True)
-        _write_samples(out, task, samples)
-        write_results(results | {"label": _label(cfg)}, out)
-    results["label"] = _label(cfg)
+        results |= {"model": cfg.path, **facts(subject), **made(cfg.seed), "label": label(cfg)}
+        if journal.first:
+            out.mkdir(parents=True, exist_ok=True)
+            _write_samples(out, task, samples)
+            write_results(results, out)
+        journal.end()
+    results["label"] = label(cfg)
+    if not journal.first:
+        return results, ""
     write_results(results, out)
     return results, write_report([results, *others], out)
+
+
+def _journal(out: Path, ranks: Mesh | None) -> Journal:
+    folder = out / "journal"
+    if ranks is None:
+        return Journal(folder)
+    # Ranks that share a row do the same pieces; one of them writes them down.
+    return Journal(folder, ranks.dp_rank, ranks.dp_size, ranks.barrier, writes=not ranks.sp_rank)

@@ -1,8 +1,9 @@
 """The one forward pass that every evaluation uses: hidden states once, logits where scored.
 
-Costs one forward of the decoder per batch. Logits exist for `CHUNK` scored positions at a time
-(`CHUNK x v` fp32 values), never `s x v`: at 131,072 tokens and 32,000 entries that is 131 MB
-instead of 16.8 GB. The softmax is fp32 whatever the model's type.
+Costs one forward of the decoder per batch. Logits exist for `CHUNK` scored positions at a time,
+fewer where the vocabulary is so large that they would be more than `LOGITS` values, never `s x v`:
+at 131,072 tokens and 32,000 entries that is 131 MB instead of 16.8 GB, and no more at 256,000. The
+softmax is fp32 whatever the model's type.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from longctx.errors import UserError
 from longctx.eval.context import states
 
 CHUNK = 1024  # scored positions whose logits exist at once
+LOGITS = 1 << 25  # fp32 logits that exist at once, at most: 128 MiB
 CAPS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 
 
@@ -73,7 +75,9 @@ def _scored_logits(
     # The state at i - 1 predicts token i.  [b s-1 h] -> [n h], row by row
     before, targets = hidden[:, :-1][mask[:, 1:]], tokens[mask]
     del hidden
-    for chunk, target in zip(before.split(CHUNK), targets.split(CHUNK), strict=True):
+    entries = getattr(head, "out_features", None) or before.shape[-1]
+    size = max(1, min(CHUNK, LOGITS // entries))
+    for chunk, target in zip(before.split(size), targets.split(size), strict=True):
         yield head(chunk).float(), target
 
 

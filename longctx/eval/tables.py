@@ -6,7 +6,13 @@ from collections.abc import Sequence
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """Lines of a table, with an empty one behind it."""
     lines = [head, ["---"] * len(head), *rows]
-    return ["| " + " | ".join(line) + " |" for line in lines] + [""]
+    cells = [[cell.replace("|", "\\|") for cell in line] for line in lines]
+    return ["| " + " | ".join(line) + " |" for line in cells] + [""]
+
+
+def image(caption: str, name: str) -> list[str]:
+    """Lines of an image, with an empty one behind it."""
+    return [f"![{caption}]({name})", ""]
 
 
 def plus_minus(value: float, error: float | None, digits: int) -> str:

@@ -10,10 +10,10 @@ steps a prompt, a prompt at a time.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from longctx.data.chat import Instruction, instructions, reply
 from longctx.data.store import Store
@@ -132,33 +132,34 @@ def run(cfg: EvalConfig, subject: Subject) -> TaskResult:
     widest = context_window(model)
     if widest is not None and own.size > widest:
         raise UserError(f"template.size={own.size} exceeds the encoder's window of {widest}")
-    eos, records = subject.tokenizer.eos_token_id, list[Sample]()
     total = len(own.kinds) * len(own.counts) * own.questions
-    with evaluating(model), tqdm(total=total, desc="template", unit="prompt", disable=None) as bar:
-        for prompt in prompts(cfg, subject, open_store(cfg)):
-            asked = prompt.instruction
-            new = _ask(prompt, subject, own.new_tokens)
-            text = subject.decode(new)
-            answer = reply(text) if new[-1:] == [eos] else None
-            records.append(
-                {
-                    "task": "template",
-                    "kind": asked.kind,
-                    "count": prompt.count,
-                    "question": asked.question,
-                    "answer": asked.answer,
-                    "reply": text,
-                    "ended": new[-1:] == [eos],
-                    "follows": answer is not None,
-                    "right": answer == asked.answer,
-                    "tokens": len(prompt.tokens),
-                }
-            )
-            bar.update()
+    asked = prompts(cfg, subject, open_store(cfg))
+    with evaluating(model):
+        records = subject.journal.each(
+            "template", asked, lambda prompt: _record(prompt, subject, own.new_tokens), total=total
+        )
     cells = [_cell(records, kind, n) for n in sorted(own.counts) for kind in ("all", *own.kinds)]
     reader = "encoder" if has_encoder(model) else "decoder"
     about = {"contexts_read_by": reader, "size": own.size, "truncated_prompts": 0}
     return {**about, "cells": cells}, records
+
+
+def _record(prompt: Prompt, subject: Subject, new_tokens: int) -> Sample:
+    asked, new = prompt.instruction, _ask(prompt, subject, new_tokens)
+    text, ended = subject.decode(new), new[-1:] == [subject.tokenizer.eos_token_id]
+    answer = reply(text) if ended else None
+    return {
+        "task": "template",
+        "kind": asked.kind,
+        "count": prompt.count,
+        "question": asked.question,
+        "answer": asked.answer,
+        "reply": text,
+        "ended": ended,
+        "follows": answer is not None,
+        "right": answer == asked.answer,
+        "tokens": len(prompt.tokens),
+    }
 
 
 def _cell(records: Sequence[Sample], kind: str, count: int) -> dict[str, Any]:
@@ -170,7 +171,7 @@ def _cell(records: Sequence[Sample], kind: str, count: int) -> dict[str, Any]:
     return row
 
 
-def section(models: Sequence[Results]) -> Iterator[str]:
+def section(models: Sequence[Results], _: Path) -> Iterator[str]:
     """The lines of the table, where there are results."""
     found = [(m, r) for m in models if (r := result_of(m, "template"))]
     if not found:

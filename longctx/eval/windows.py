@@ -4,6 +4,7 @@ Planning costs nothing; `score_windows` costs one forward per window, batched up
 tokens. Everything that differs between the perplexity protocols stands in these lists.
 """
 
+from base64 import b64decode, b64encode
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import sqrt
@@ -13,9 +14,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from tqdm import tqdm
 
 from longctx.errors import UserError
+from longctx.eval.journal import Journal
 from longctx.eval.score import token_nll
 
 FloatArray = NDArray[np.float64]
@@ -134,6 +135,7 @@ def score_windows(
     *,
     contexts: Documents | None = None,
     in_front: bool = False,
+    journal: Journal | None = None,
 ) -> list[FloatArray]:
     """NLL of the scored tokens of each window, in the windows' order.
 
@@ -142,9 +144,10 @@ def score_windows(
         documents: the store the windows point into.
         windows: the plan.
         batch_tokens: tokens in one forward pass, unless a single window is longer.
-        title: of the progress bar (on stderr, only on a terminal).
+        title: of the progress bar.
         contexts: the store that the windows' contexts point into; None: `documents`.
         in_front: see `longctx.eval.score.token_nll`.
+        journal: keeps what is scored, a batch at a time.
 
     Returns:
         One `[scored]` fp64 array a window, nats.
@@ -152,19 +155,24 @@ def score_windows(
     Raises:
         UserError: if a loss is not finite.
     """
+
+    def score(batch: list[Window]) -> str:
+        tokens, beside = _read(documents, batch, documents if contexts is None else contexts)
+        scored = slice(batch[0].first - batch[0].start, None)
+        nll = token_nll(model, tokens, scored, beside, in_front).numpy()
+        if not np.isfinite(nll).all():
+            raise UserError(
+                f"{title}: the model's loss is not finite in document {batch[0].document} at "
+                f"token {batch[0].start}: try dtype=fp32"
+            )
+        return b64encode(nll.astype("<f4").tobytes()).decode()  # exact, and a third of decimals
+
+    batches = list(_batches(windows, batch_tokens))
+    done = (journal or Journal()).each(title, batches, score, unit="window", size=len)
     result: list[FloatArray] = []
-    with tqdm(total=len(windows), desc=title, unit="window", disable=None) as bar:
-        for batch in _batches(windows, batch_tokens):
-            tokens, beside = _read(documents, batch, documents if contexts is None else contexts)
-            scored = slice(batch[0].first - batch[0].start, None)
-            nll = token_nll(model, tokens, scored, beside, in_front).double().numpy()
-            if not np.isfinite(nll).all():
-                raise UserError(
-                    f"{title}: the model's loss is not finite in document {batch[0].document} at "
-                    f"token {batch[0].start}: try dtype=fp32"
-                )
-            result.extend(nll.reshape(len(batch), -1))
-            bar.update(len(batch))
+    for batch, packed in zip(batches, done, strict=True):
+        nll = np.frombuffer(b64decode(packed), "<f4").astype(np.float64)
+        result.extend(nll.reshape(len(batch), -1))
     return result
 
 

@@ -67,8 +67,8 @@ def models():
     return [ours, model("plain", contexts=contexts_result("decoder", other=False))]
 
 
-def test_tables(models):
-    lines = list(context_sections(models))
+def test_tables(models, tmp_path):
+    lines = list(context_sections(models, tmp_path))
     for wanted in (
         "| model | read by | context | 0 | 4 |",
         "| cepe | encoder | right before it | 20.00 ± 0.50 | 12.00 ± 0.50 (gain 0.500 ± 0.010) |",
@@ -98,5 +98,5 @@ def test_the_report_has_sections_and_figures(models, tmp_path):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
 
 
-def test_nothing_without_results():
-    assert list(context_sections([model("bare")])) == []
+def test_nothing_without_results(tmp_path):
+    assert list(context_sections([model("bare")], tmp_path)) == []

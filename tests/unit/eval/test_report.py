@@ -1,9 +1,13 @@
 import json
+import re
 
 import pytest
 
 from longctx.errors import UserError
-from longctx.eval.report import differences, read_results, write_report, write_results
+from longctx.eval import figures
+from longctx.eval.compare import differences
+from longctx.eval.headline import section as headline_section
+from longctx.eval.report import read_results, write_report, write_results
 
 PNG = b"\x89PNG"
 
@@ -66,15 +70,21 @@ def test_report_has_tables_and_figures(tmp_path):
     text = write_report([results("ours", 512), results("base", perplexity=300.0)], tmp_path)
     assert (tmp_path / "report.md").read_text() == text
     for line in (
-        "| ours | `runs/x/hf` | full | linear (factor=2.0) | float32 | 256 | 512 |",
+        "| ours | `runs/x/hf` |  | full | linear (factor=2.0) | float32 |  | 256 | 512 |",
         "| base | 300.00 ± 0.50 | 300.00 ± 0.50 |",
         "| ours | 12.00 ± 0.50 | 512 |",
-        "| ours | 75.0 | 12.5 |",
+        "| ours | 80.0 [49.0, 94.3] | 10.0 [1.8, 40.4] |",
         "| base | 256 | 512 | 2 x 5 | 20 % | generate |",
     ):
         assert line in text.splitlines()
     embedded = [part.split(")")[0] for part in text.split("](")[1:]]
     assert sorted(embedded) == sorted(p.name for p in tmp_path.glob("*.png")) and len(embedded) == 4
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("<svg") == 4 and "http-equiv" in page and "<script" not in page
+    assert not re.search(r"""(src|href)=["'](?!#|data:image)""", page)  # nothing is asked for
+    for line in text.splitlines():
+        for cell in line.strip("| ").split(" | ") if line.startswith("| ours") else ():
+            assert f">{cell}<" in page or "`" in cell or "*" in cell, cell
     for name in embedded:
         assert (tmp_path / name).read_bytes().startswith(PNG)
     assert "Not measured alike" not in text
@@ -111,3 +121,69 @@ def test_foreign_results_are_refused(tmp_path, content, message):
         (tmp_path / "results.json").write_text(content)
     with pytest.raises(UserError, match=message):
         read_results(tmp_path)
+
+
+def headline(*models):
+    lines = list(headline_section(models))
+    head, _, *rows = [line.strip("| ").split(" | ") for line in lines if line.startswith("|")]
+    return lines, head, rows
+
+
+def test_the_headline_has_the_main_number_of_each_task():
+    _, head, rows = headline(results("ours", 512), results("base", perplexity=300.0))
+    assert head == [
+        "model",
+        "perplexity at 512 (`single_pass_buckets`)",
+        "passkey, %, mean of the grid",
+        "k_max, tokens",
+    ]
+    assert rows[0] == ["ours", "**12.00 ± 0.98**", "45.0 ± 20.0", "256"]
+    assert rows[1] == ["base", "300.00 ± 0.98", "45.0 ± 20.0", "256"]  # a tie is nobody's
+
+
+def test_what_an_interval_cannot_tell_apart_is_not_ranked():
+    close, far = results("close", perplexity=12.5), results("far", perplexity=30.0)
+    _, _, rows = headline(results("ours"), close, far)
+    assert [row[1] for row in rows] == ["**12.00 ± 0.98**", "**12.50 ± 0.98**", "30.00 ± 0.98"]
+    _, _, rows = headline(results("ours"), close)
+    assert not any("**" in row[1] for row in rows)
+
+
+def test_numbers_of_other_settings_are_marked_and_win_nothing():
+    odd = results("odd", perplexity=1.0)
+    odd["tasks"]["perplexity"]["settings"]["stride"] = 512
+    lines, _, rows = headline(results("ours"), odd)
+    assert rows[1][1] == "1.00 ± 0.98 †" and "**" not in rows[0][1]
+    assert any("measured under other settings" in line for line in lines)
+    quick = results("quick") | {"dtype": "bfloat16"}
+    lines, _, rows = headline(results("ours"), quick)
+    assert all(cell.endswith("†") for cell in rows[1][1:])
+    assert "quick: dtype is bfloat16, not float32 as for ours" in list(
+        differences([results("ours"), quick])
+    )
+
+
+def test_tasks_that_the_first_model_lacks_are_compared_too():
+    first, second, third = results("a"), results("b"), results("c", seed=3)
+    del first["tasks"]["passkey"]
+    assert list(differences([first, second, third])) == ["c, passkey: seed is 3, not 0 as for b"]
+
+
+def test_values_far_above_the_rest_are_clipped_and_marked(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(figures, "save", lambda figure, path: drawn.append(figure) or path.name)
+    for worst, clipped in ((1000.0, False), (1e6, True)):
+        found = [results("ours"), results("burst", perplexity=worst)]
+        figures.perplexity_figure(found, "sliding_new_tokens", tmp_path / "p.png")
+        (axes,) = drawn.pop().axes
+        assert ("clipped, above 1,200" in axes.get_legend_handles_labels()[1]) == clipped
+        assert axes.get_ylim()[1] < 5000
+
+
+def test_an_equal_report_is_the_same_file(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        write_report([results("ours")], tmp_path / name)
+    assert (tmp_path / "a" / "report.html").read_bytes() == (
+        tmp_path / "b" / "report.html"
+    ).read_bytes()

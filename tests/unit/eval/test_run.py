@@ -1,15 +1,18 @@
 import json
 import shutil
+import threading
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from longctx import cli
 from longctx.config import ModelConfig, RopeConfig
 from longctx.data.store import StoreWriter, tokenizer_sha256
 from longctx.errors import UserError
-from longctx.eval import run, subject
+from longctx.eval import passkey, run, subject
 from longctx.eval.config import EvalConfig, KMaxConfig, PasskeyConfig, PerplexityConfig
 from longctx.eval.config_contexts import ContextsConfig, QaConfig, RetrievalConfig
 from longctx.eval.config_template import TemplateConfig
@@ -52,6 +55,8 @@ def made(tmp_path_factory):
     build_model(ARCHITECTURE).save_pretrained(folder / "model")
     for file in TOKENIZER.glob("tokenizer*"):
         shutil.copy(file, folder / "model")
+    (folder / "other").mkdir()
+    (folder / "other" / "tokenizer.json").write_text("{}")
     sha = tokenizer_sha256(folder / "model")
     rng = np.random.default_rng(0)
     with StoreWriter(folder / "store", sha, 4096, 1, 2, {}) as writer:
@@ -65,7 +70,9 @@ def made(tmp_path_factory):
 
 @pytest.fixture
 def cfg(made, tmp_path):
-    return EvalConfig(
+    arguments = [f"model={made / 'model'}", "out=x", "tasks=[passkey]", "lengths=[256,128]"]
+    return replace(
+        cli.compose(arguments, EvalConfig, "evaluate", "eval_schema"),
         model=ModelConfig("tiny", str(made / "model"), {}, None),
         label=None,
         rope=RopeConfig(),
@@ -168,6 +175,17 @@ def test_only_what_changed_is_computed_again(cfg, calls):
     assert {s["mode"] for s in found if s["task"] == "passkey"} == {"generate"}
 
 
+def test_efficiency_states_what_it_was_measured_on(cfg, calls):
+    own = replace(cfg, tasks=["efficiency"], efficiency=replace(cfg.efficiency, repetitions=2))
+    results, report = run.evaluate(own)
+    task = results["tasks"]["efficiency"]
+    assert [row["length"] for row in task["result"]["rows"]] == [128, 256]
+    assert task["settings"]["device"] and task["settings"]["dtype"] == "fp32"
+    assert "kernel `" in report and "batch 1, 2 repetitions of 8 new tokens" in report
+    run.evaluate(own)
+    assert calls == ["efficiency"]
+
+
 def test_another_model_starts_anew(cfg, calls):
     run.evaluate(replace(cfg, tasks=["passkey"]))
     results, _ = run.evaluate(replace(cfg, tasks=["k_max"], rope=RopeConfig("pi")))
@@ -188,7 +206,7 @@ def test_earlier_results_join_the_report(cfg, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"tasks": ["pass"]}, "tasks='pass' is not one of perplexity, passkey, k_max, contexts"),
+        ({"tasks": ["pass"]}, "tasks='pass' is not one of perplexity, passkey, k_max, "),
         ({"held_out": None}, r"needs held_out=DIR"),
         ({"lengths": [32]}, r"stride=32 must be shorter than every window of lengths=\[32\]"),
         ({"lengths": [301]}, "ask for 301 tokens, but the longest document of .*store has 300"),
@@ -214,6 +232,11 @@ def test_earlier_results_join_the_report(cfg, tmp_path):
         ({"tasks": ["qa"], "qa": replace(QA, data="{made}/no.json")}, "no.json: no such file"),
         ({"tasks": ["qa"], "qa": replace(QA, data="{made}/qa.json", window=9)}, "window of 9"),
         ({"compare": ["{made}"]}, "no results.json here"),
+        ({"tasks": ["qa"], "parallel_sp": 2}, r"parallel_sp=2: tasks=\[qa\] decodes"),
+        (
+            {"model": ModelConfig("tiny", "{made}/model", {}, "{made}/other")},
+            "other is not the tokenizer that .*model brings along",
+        ),
         ({"device": "cuda:99"}, "device=cuda:99"),
         ({"model": ModelConfig("no", "{made}/no", {}, "{made}/model")}, "no"),
         ({"model": ModelConfig("no", None, {}, None)}, "has no weights"),
@@ -235,3 +258,58 @@ def test_bad_input_is_one_line_and_writes_nothing(cfg, made, change, message):
         run.evaluate(replace(cfg, **{key: here(value) for key, value in change.items()}))
     assert "\n" not in str(caught.value)
     assert not Path(cfg.out).exists()
+
+
+class Killed(BaseException):
+    """Not an error that anybody handles."""
+
+
+def test_a_killed_evaluation_goes_on_at_the_next_sample(cfg, monkeypatch):
+    """Bit for bit as if nothing had happened, and no prompt is answered twice."""
+    own = replace(cfg, tasks=["perplexity", "passkey"], batch_tokens=512, samples=4)
+    whole, _ = run.evaluate(replace(own, out=own.out + "2"))
+    answer, asked = passkey._teacher_forced, []
+
+    def dying(model, batch):
+        if len(asked) == 3:
+            raise Killed
+        asked.append([t.prompt.key for t in batch])
+        return answer(model, batch)
+
+    monkeypatch.setattr(passkey, "_teacher_forced", dying)
+    with pytest.raises(Killed):
+        run.evaluate(own)
+    assert len(list((Path(own.out) / "journal").iterdir())) == 1
+    with pytest.raises(Killed):
+        run.evaluate(own)  # the next prompt, and no earlier one, is what dies now
+    before = len(asked)
+    monkeypatch.setattr(
+        passkey,
+        "_teacher_forced",
+        lambda m, b: asked.append([t.prompt.key for t in b]) or answer(m, b),
+    )
+    results, _ = run.evaluate(own)
+    assert before == 3 and sum(map(len, asked)) == 2 * 2 * 4
+    assert results["tasks"] == whole["tasks"]
+    assert lines(own) == lines(replace(own, out=own.out + "2"))
+    assert not (Path(own.out) / "journal").exists()
+
+
+def test_two_ranks_get_what_one_process_gets(cfg):
+    own = replace(cfg, tasks=[*cfg.tasks, "contexts", "retrieval_perplexity", "qa", "template"])
+    own = replace(own, batch_tokens=512)
+    alone, _ = run.evaluate(replace(own, out=own.out + "1"))
+    barrier, found = threading.Barrier(2), {}
+
+    def rank(number):
+        mesh = SimpleNamespace(
+            dp_rank=number, dp_size=2, sp_rank=0, sp_group=None, barrier=barrier.wait
+        )
+        found[number] = run.evaluate(own, mesh)
+
+    threads = [threading.Thread(target=rank, args=(i,)) for i in range(2)]
+    [t.start() for t in threads]
+    [t.join(120) for t in threads]
+    assert found[0][0]["tasks"] == found[1][0]["tasks"] == alone["tasks"]
+    assert found[0][1] and not found[1][1]
+    assert lines(own) == lines(replace(own, out=own.out + "1"))

@@ -33,6 +33,10 @@ def test_logits_exist_only_for_a_chunk_of_scored_positions(monkeypatch):
     tokens = torch.randint(0, 128, (3, 20), generator=torch.Generator().manual_seed(1))
     chunked = score.token_nll(model, tokens, slice(18, None))
     assert model.head.rows == [4, 2]
+    monkeypatch.setattr(score, "LOGITS", 0)  # however large the vocabulary, one at a time
+    model.head.rows.clear()
+    assert torch.equal(chunked, score.token_nll(model, tokens, slice(18, None)))
+    assert model.head.rows == [1] * 6
     monkeypatch.undo()
     assert torch.equal(chunked, score.token_nll(model, tokens, slice(18, None)))
 

@@ -3,6 +3,7 @@
 import re
 from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -155,11 +156,11 @@ def test_the_table(ask):
     for label, manner in (("good", ""), ("bad", "sloppy")):
         result, _ = ask(Clerk(manner))
         models.append({"label": label, "tasks": {"template": {"result": result}}})
-    lines = list(template.section(models))
+    lines = list(template.section(models, Path()))
     rows = [line for line in lines if line.startswith("| good | decoder | all | follows")]
     assert len(rows) == 1 and rows[0].count("100.0 [") == 2
     assert any(line.startswith("| bad | decoder | key | right | 0.0 [0.0,") for line in lines)
-    assert list(template.section([{"label": "x", "tasks": {}}])) == []
+    assert list(template.section([{"label": "x", "tasks": {}}], Path())) == []
 
 
 def test_fillers_are_neighbours_inside_one_document():

@@ -1,0 +1,128 @@
+"""Claims: one forward tells a passkey's answer faster; perplexity's memory is flat in vocabulary.
+
+The lab model answers the same prompts both ways, in turn, in one process; on CPU one thread and its
+own CPU seconds, which other processes do not add to. Memory is the growth of the resident peak
+while a text is scored, in a fresh process for each vocabulary, beside what all logits would take.
+
+    python benchmarks/eval.py [--samples 200] [--length 512] [--write]
+"""
+
+import argparse
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import torch  # noqa: E402
+
+from benchmarks.measuring import apart, growth, keep, seconds  # noqa: E402
+from longctx.data.passkey import build  # noqa: E402
+from longctx.eval.passkey import Quiz, Trial, run_trials  # noqa: E402
+from longctx.eval.score import token_nll  # noqa: E402
+from longctx.models.load import build_model, load_model, load_tokenizer  # noqa: E402
+
+LAB = ROOT / "assets" / "lab-llama"
+DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
+VOCABULARIES = (32_768, 65_536, 131_072, 262_144)
+TOKENS = 2048
+HIDDEN = 32
+
+
+def answers(samples: int, length: int, device: torch.device) -> dict[str, Any]:
+    """Both ways over the same prompts, a group of them at a time."""
+    model = load_model(str(LAB), dtype="fp32", device=str(device))
+    tokenizer: Any = load_tokenizer(str(LAB))
+
+    def encode(text: str) -> list[int]:
+        return list(tokenizer.encode(text, add_special_tokens=False))
+
+    def trial(number: int) -> Trial:
+        depth, index = DEPTHS[number % len(DEPTHS)], number // len(DEPTHS)
+        prompt = build(encode, tokenizer.bos_token_id, length, depth, 0, index)
+        return Trial(prompt, length, depth, None, index)
+
+    trials = [trial(n) for n in range(samples)]
+    groups = [trials[i : i + 20] for i in range(0, samples, 20)]
+    found: dict[str, list[bool]] = {"teacher_forced": [], "generate": []}
+    spent: dict[str, list[float]] = {mode: [] for mode in found}
+
+    def ask(mode: str, group: list[Trial]) -> None:
+        quiz = Quiz(model, encode, tokenizer.bos_token_id, 1, 0, mode, 16_384)
+        done = run_trials(quiz, group, len(group), mode)
+        found[mode] += [record["correct"] for record in done]
+
+    for mode, told in found.items():  # warm
+        ask(mode, groups[0])
+        told.clear()
+    for group in groups:
+        for mode, times in spent.items():
+            times.append(seconds(lambda mode=mode, group=group: ask(mode, group), device))  # type: ignore[misc]
+    ratios = [b / a for a, b in zip(spent["teacher_forced"], spent["generate"], strict=True)]
+    return {
+        "samples": samples,
+        "length": length,
+        "seconds": {mode: sum(times) for mode, times in spent.items()},
+        "times_faster": statistics.median(ratios),
+        "least_and_most": [min(ratios), max(ratios)],
+        "same_answers": found["teacher_forced"] == found["generate"],
+        "correct": sum(found["generate"]),
+    }
+
+
+def peak(vocabulary: int) -> int:
+    """Bytes that scoring a text adds, of a model with such a vocabulary."""
+    torch.set_num_threads(1)
+    model = build_model(
+        {
+            "model_type": "llama", "vocab_size": vocabulary, "hidden_size": HIDDEN,
+            "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2,
+            "max_position_embeddings": TOKENS, "tie_word_embeddings": True,
+        }
+    )  # fmt: skip
+    tokens = torch.randint(1000, (1, TOKENS), generator=torch.Generator().manual_seed(0))
+    return growth(lambda: token_nll(model, tokens, slice(1, None)), torch.device("cpu"))
+
+
+def memory() -> dict[str, Any]:
+    """Peak by vocabulary, beside the bytes of all logits."""
+    found = {v: apart(__file__, v) for v in VOCABULARIES}
+    for v, held in found.items():
+        print(f"vocabulary {v:>7,}: {held / 2**20:6.0f} MiB; all logits {TOKENS * v / 2**18:,.0f}")
+    return {
+        "tokens": TOKENS,
+        "peak_bytes": {str(v): held for v, held in found.items()},
+        "all_logits_bytes": {str(v): 4 * TOKENS * v for v in VOCABULARIES},
+        "largest_to_smallest": max(found.values()) / min(found.values()),
+    }
+
+
+def main(samples: int, length: int, write: bool) -> None:
+    """Prints both claims, and keeps them."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.set_num_threads(1)
+    both = answers(samples, length, device)
+    print(
+        f"passkey, {samples} prompts of {length} tokens: one forward is {both['times_faster']:.1f} "
+        f"times faster than generating (wanted: 5), same answers: {both['same_answers']}, "
+        f"{both['correct']} correct"
+    )
+    held = memory()
+    print(f"perplexity's memory, largest to smallest: {held['largest_to_smallest']:.2f}")
+    if write:
+        keep("eval", device, {"passkey": both, "perplexity": held})
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--samples", type=int, default=200)
+    parser.add_argument("--length", type=int, default=512)
+    parser.add_argument("--write", action="store_true")
+    parser.add_argument("--peak", type=int, help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.peak:
+        print(peak(asked.peak))
+    else:
+        main(asked.samples, asked.length, asked.write)

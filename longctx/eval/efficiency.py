@@ -1,0 +1,263 @@
+"""What a length costs: time of a prefill and of a decoded token, peak memory, bytes of the cache.
+
+Prompts are random tokens of the vocabulary, since no kernel here looks at what it multiplies. The
+whole prompt goes through in one pass into the model's own cache, and logits are made of its last
+token alone. A model with an encoder reads what its decoder does not as contexts; that reading is
+part of the prefill, and the encoded states count as cache. Costs 1 + `repetitions` prefills a
+length, each with some decoding steps; the first rank does it alone.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from longctx.errors import UserError
+from longctx.eval.config import EvalConfig
+from longctx.eval.config_efficiency import EfficiencyConfig
+from longctx.eval.context import context_window, has_encoder
+from longctx.eval.figures import Results, efficiency_figure, result_of
+from longctx.eval.provenance import device_name
+from longctx.eval.score import device_of, evaluating
+from longctx.eval.subject import Subject, TaskResult
+from longctx.eval.tables import image, table
+from longctx.models.place import device_for, dtype_for
+
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What is read before the first new token.
+
+    Args:
+        tokens: `[b s]` of the decoder.
+        contexts: `[b c l]` of the encoder; None: there is none, or nothing is left for it.
+    """
+
+    tokens: Tensor
+    contexts: Tensor | None
+
+
+def prompt_of(model: Any, own: EfficiencyConfig, length: int, seed: int) -> Prompt:
+    """Random tokens of a length.
+
+    Raises:
+        UserError: if an encoder cannot read what its decoder leaves.
+    """
+    vocabulary, device = model.config.vocab_size, device_of(model)
+    inside = length
+    if has_encoder(model):
+        inside = min(length, own.decoder_tokens or model.config.max_position_embeddings)
+    generator = torch.Generator().manual_seed(seed)
+    # The last id may be an encoder's mask token, which no text holds.
+    ids = torch.randint(vocabulary - 1, (own.batch, length), generator=generator).to(device)
+    if inside == length:
+        return Prompt(ids, None)
+    size = own.context_tokens or context_window(model) or 1
+    if (length - inside) % size:
+        raise UserError(
+            f"efficiency: lengths={length} is {inside} tokens of the decoder and {length - inside} "
+            f"of contexts, not a multiple of efficiency.context_tokens={size}"
+        )
+    before = ids[:, : length - inside]
+    return Prompt(ids[:, length - inside :], before.view(own.batch, -1, size))
+
+
+class Reading:
+    """A model in the middle of a text: its cache, and what its encoder has read.
+
+    Args:
+        model: a decoder with `get_decoder()` and `get_output_embeddings()`.
+        prompt: read at once.
+    """
+
+    def __init__(self, model: Any, prompt: Prompt) -> None:
+        self.model, self.cache = model, None
+        self.contexts = None if prompt.contexts is None else model.encode(prompt.contexts)
+        self.last = self.feed(prompt.tokens)
+
+    def feed(self, tokens: Tensor) -> Tensor:
+        """Reads `[b s]`; the most likely token behind them, `[b 1]`."""
+        named = {} if self.contexts is None else self.contexts.named()
+        out = self.model.get_decoder()(
+            input_ids=tokens, past_key_values=self.cache, use_cache=True, **named
+        )
+        self.cache = out.past_key_values
+        logits: Tensor = self.model.get_output_embeddings()(out.last_hidden_state[:, -1:])
+        return logits.argmax(-1)
+
+    def decode(self) -> None:
+        """One more token."""
+        self.last = self.feed(self.last)
+
+    def held_bytes(self) -> int:
+        """Bytes of all tensors that the next token needs beside the weights."""
+        return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes()
+                    for t in _tensors((self.cache, self.contexts), set())}.values())  # fmt: skip
+
+
+def _tensors(found: Any, seen: set[int]) -> Iterator[Tensor]:
+    """Every tensor in an object, its parts, and theirs."""
+    if id(found) in seen:
+        return
+    seen.add(id(found))
+    if isinstance(found, Tensor):
+        yield found
+        return
+    if isinstance(found, dict):
+        parts: Any = found.values()
+    elif isinstance(found, list | tuple):
+        parts = found
+    else:
+        parts = getattr(found, "__dict__", {}).values()
+    for part in parts:
+        if not isinstance(part, torch.nn.Module | type | str | int | float):
+            yield from _tensors(part, seen)
+
+
+def _seconds(call: Callable[[], Any], device: torch.device) -> tuple[float, Any]:
+    """Seconds on the wall of one call, and what it returned."""
+    gpu = device.type == "cuda"
+    if gpu:
+        torch.cuda.synchronize(device)
+    begin = time.perf_counter()
+    made = call()
+    if gpu:
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - begin, made
+
+
+def _growth(call: Callable[[], Any], device: torch.device) -> int | None:
+    """Bytes by which memory peaks in one call above what was held before; None: nobody tells."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        call()
+        return int(torch.cuda.max_memory_allocated(device) - before)
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # the process's peak starts anew
+        before = _status("VmRSS")
+        call()
+        return max(0, _status("VmHWM") - before)
+    except OSError:
+        call()
+        return None
+
+
+def _status(field: str) -> int:
+    text = Path("/proc/self/status").read_text()
+    return int(text.split(field + ":")[1].split()[0]) * 1024
+
+
+def measure(model: Any, own: EfficiencyConfig, length: int, seed: int) -> dict[str, Any]:
+    """The row of a length.
+
+    Args:
+        model: see `Reading`. Call it inside `longctx.eval.score.evaluating`.
+        own: rows, new tokens, repetitions.
+        length: of the prompt, tokens.
+        seed: of the prompt.
+
+    Raises:
+        UserError: if an encoder cannot read what its decoder leaves.
+    """
+    prompt, device = prompt_of(model, own, length, seed), device_of(model)
+    peak = _growth(lambda: Reading(model, prompt).decode(), device)
+    prefills, steps = [], []
+    for _ in range(own.repetitions):
+        seconds, reading = _seconds(lambda: Reading(model, prompt), device)
+        prefills.append(seconds)
+        held = reading.held_bytes()
+        steps += [_seconds(reading.decode, device)[0] for _ in range(own.new_tokens)]
+    prefill = median(prefills)
+    return {
+        "length": length,
+        "encoded": 0 if prompt.contexts is None else prompt.contexts[0].numel(),
+        "prefill_seconds": prefill,
+        "prefill_range": [min(prefills), max(prefills)],
+        "prefill_tokens_per_second": own.batch * length / prefill,
+        "decode_seconds": median(steps),
+        "decode_range": [min(steps), max(steps)],
+        "peak_bytes": peak,
+        "cache_bytes": held,
+    }
+
+
+def inputs(cfg: EvalConfig) -> dict[str, Any]:
+    """What the numbers depend on beside the settings: where, and in which type."""
+    device = device_for(cfg.device)
+    named = device_name(torch.device(device))
+    return {"device": named, "dtype": dtype_for(cfg.dtype, device), "torch": torch.__version__}
+
+
+def run(cfg: EvalConfig, subject: Subject) -> TaskResult:
+    """The task: a row a length, shortest first.
+
+    Args:
+        cfg: the evaluation.
+        subject: the model under test.
+
+    Raises:
+        UserError: if an encoder cannot read what its decoder leaves.
+    """
+    model, own = subject.model, cfg.efficiency
+    with evaluating(model):
+        rows = subject.journal.each(
+            "efficiency",
+            sorted(set(cfg.lengths)),
+            lambda length: measure(model, own, length, cfg.seed),
+            unit="length",
+            alone=True,
+        )
+    kernel = str(model.config._attn_implementation)
+    return {"kernel": kernel, **inputs(cfg), "rows": rows}, []
+
+
+def section(models: Sequence[Results], out: Path) -> Iterator[str]:
+    """The lines of the table and the figure, where there are results."""
+    found = [(m, r) for m in models if (r := result_of(m, "efficiency"))]
+    if not found:
+        return
+    yield from ("## Efficiency", "")
+    yield (
+        "One prompt of random tokens in one pass into the model's own cache, logits of the last "
+        "token only, then decoding a token at a time; seconds on the wall, medians over "
+        "repetitions [fastest, slowest]. Peak: growth of memory above the weights in the first "
+        "prefill and decoding step (of the process on a CPU, of the allocator on a GPU); cache: "
+        "what the next token needs beside the weights, an encoder's states included."
+    )
+    yield ""
+    for model, result in found:
+        own = model["tasks"]["efficiency"]["settings"]
+        yield (
+            f"- {model['label']}: {result['device']}, {result['dtype']}, torch {result['torch']}, "
+            f"kernel `{result['kernel']}`, batch {own['batch']}, {own['repetitions']} repetitions "
+            f"of {own['new_tokens']} new tokens"
+        )
+    yield ""
+    rows = [[m["label"], *_cells(row)] for m, r in found for row in r["rows"]]
+    head = ["model", "prompt, tokens", "of them encoded", "prefill, s", "tokens/s"]
+    yield from table([*head, "decode, ms a token", "peak, MiB", "cache, MiB"], rows)
+    figure = efficiency_figure([m for m, _ in found], out / "efficiency.png")
+    yield from image("Time and cache by prompt length", figure)
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    fast, slow = row["prefill_range"]
+    quick, late = (1000 * x for x in row["decode_range"])
+    peak = row["peak_bytes"]
+    return [
+        f"{row['length']:,}",
+        f"{row['encoded']:,}",
+        f"{row['prefill_seconds']:.3f} [{fast:.3f}, {slow:.3f}]",
+        f"{row['prefill_tokens_per_second']:,.0f}",
+        f"{1000 * row['decode_seconds']:.2f} [{quick:.2f}, {late:.2f}]",
+        "not told" if peak is None else f"{peak / MIB:,.1f}",
+        f"{row['cache_bytes'] / MIB:,.2f}",
+    ]

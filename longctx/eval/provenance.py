@@ -1,0 +1,120 @@
+"""Where numbers come from: which model, how it was loaded, which program computed them.
+
+Costs a look at the model's files, and one `git describe`.
+"""
+
+import hashlib
+import json
+import platform
+import re
+import shlex
+import subprocess
+import sys
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from longctx.data.store import tokenizer_sha256
+from longctx.eval.config import EvalConfig
+from longctx.eval.figures import Results
+from longctx.eval.subject import Subject
+from longctx.models.load import RECORD, describe, local_tokenizer
+
+WEIGHTS = (".safetensors", ".bin", ".gguf", ".json", ".model")
+
+
+def identity(cfg: EvalConfig) -> dict[str, Any]:
+    """The model under test: its settings, and size and time of its files."""
+    path = Path(cfg.path)
+    files = sorted(path.iterdir()) if path.is_dir() else [path] if path.is_file() else []
+    stamps = [
+        (file.name, file.stat().st_size, file.stat().st_mtime_ns)
+        for file in files
+        if file.suffix in WEIGHTS
+    ]
+    return {
+        "model": cfg.path,
+        "files": stamps,
+        "attention": cfg.attention,
+        "rope": None if cfg.scaling is None else asdict(cfg.scaling),
+        "tokenizer": cfg.tokenizer,
+        "dtype": cfg.dtype,
+    }
+
+
+def digest(*parts: Any) -> str:
+    """A short hash of anything JSON can hold."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in ("longctx", "torch", "transformers"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _commit() -> str | None:
+    """The commit of the source tree, `+` where it is changed; None outside git."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=40"]
+    try:
+        git = subprocess.run([*command, "--dirty=+"], capture_output=True, text=True, check=False)
+    except OSError:
+        return None
+    return git.stdout.strip() or None
+
+
+def label(cfg: EvalConfig) -> str:
+    """The model's name in tables and figures."""
+    path = Path(cfg.path)
+    name = path.resolve().parent.name if path.name == "hf" else cfg.model.name
+    parts = [name]
+    if cfg.attention is not None:
+        parts.append(str(cfg.attention["name"]))
+    if cfg.scaling is not None:
+        parts.append(cfg.scaling.name)
+    return cfg.label or " + ".join(parts)
+
+
+def device_name(device: torch.device) -> str:
+    """The device's own name, as far as it tells one."""
+    if device.type == "cuda":
+        return str(torch.cuda.get_device_name(device))
+    cpus = Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*: (.*)", cpus.read_text()) if cpus.exists() else None
+    return f"{found[1] if found else platform.machine()}, {torch.get_num_threads()} threads"
+
+
+def facts(subject: Subject) -> Results:
+    """What a report says of the loaded model."""
+    model = subject.model
+    told = describe(model)
+    rope = model.config.rope_parameters
+    native = rope.get("original_max_position_embeddings") or told["window"] / told["rope_factor"]
+    return {
+        "parameters": told["parameters"],
+        "attention": getattr(model.config, RECORD, {"name": "full"}),
+        "rope": {
+            "name": told["rope_type"],
+            "factor": told["rope_factor"],
+            "base": told["rope_base"],
+        },
+        "dtype": told["dtype"],
+        "device": str(model.device),
+        "device_name": device_name(model.device),
+        "tokenizer_sha256": tokenizer_sha256(local_tokenizer(subject.cfg.tokenizer)),
+        "native_window": round(native),
+        "window": told["window"],
+    }
+
+
+def made(seed: int) -> Results:
+    """How the numbers were made: program, versions, command, seed."""
+    command = shlex.join(sys.orig_argv)
+    return {"seed": seed, "versions": _versions(), "commit": _commit(), "command": command}

@@ -1,0 +1,59 @@
+from longctx.eval.page import render
+
+LINES = [
+    "# Two <models>", "", "## Perplexity, `a_b`", "",
+    "One `c*d*` and **bold & more**,", "next line.",
+    "", "| model | 256 | note |", "| --- | --- | --- |", "| a\\|b | 1,234.5 ± 0.1 | `x<y` |",
+    "| c | **7.0 [1.0, 9.0]** | 12 prompts |", "", "- first", "- second", "",
+    "![A figure](drawn.png)", "", "![A picture](photo.png)", "",
+]  # fmt: skip
+SVG = (
+    '<?xml version="1.0"?>\n<!DOCTYPE svg>\n<svg width="360pt" height="72pt" viewBox="0 0 360 72">'
+    '<metadata>http://example.org</metadata><path id="m1" style="stroke: #000000"/>'
+    '<use xlink:href="#m1"/><g clip-path="url(#m1)"/></svg>\n'
+)
+
+
+def page(tmp_path):
+    (tmp_path / "drawn.svg").write_text(SVG)
+    (tmp_path / "drawn.png").write_bytes(b"not used")
+    (tmp_path / "photo.png").write_bytes(b"\x89PNG")
+    return render(LINES, tmp_path)
+
+
+def test_text(tmp_path):
+    found = page(tmp_path)
+    for part in (
+        "<title>Two &lt;models&gt;</title>",
+        '<h2 id="perplexity-a_b">Perplexity, <code>a_b</code></h2>',
+        '<a href="#perplexity-a_b">',
+        "<p>One <code>c*d*</code> and <strong>bold &amp; more</strong>, next line.</p>",
+        "<li>first</li>\n<li>second</li>",
+    ):
+        assert part in found
+
+
+def test_tables_scroll_in_their_box_and_numbers_stand_right(tmp_path):
+    found = page(tmp_path)
+    for part in (
+        '<div class="scroll" tabindex="0"><table>',
+        '<th scope="row">a|b</th><td class="number">1,234.5 ± 0.1</td><td><code>x&lt;y</code></td>',
+        '<td class="number"><strong>7.0 [1.0, 9.0]</strong></td><td>12 prompts</td>',
+    ):
+        assert part in found
+
+
+def test_figures_are_inside_and_take_the_ink_of_the_page(tmp_path):
+    found = page(tmp_path)
+    assert '<path id="drawn-m1" style="stroke: currentColor"/>' in found
+    assert '<use xlink:href="#drawn-m1"/><g clip-path="url(#drawn-m1)"/>' in found
+    assert "min-width:234pt;max-width:360pt" in found and 'width="360pt"' not in found
+    assert '<img src="data:image/png;base64,iVBORw==" alt="A picture">' in found
+    assert "example.org" not in found and "<!DOCTYPE svg>" not in found
+
+
+def test_phone_dark_and_paper_are_thought_of(tmp_path):
+    found = page(tmp_path)
+    assert 'name="viewport" content="width=device-width' in found
+    for part in ("prefers-color-scheme: dark", "@media print", "overflow-x: auto"):
+        assert part in found

@@ -1,0 +1,156 @@
+import math
+import sys
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from longctx.errors import UserError
+from longctx.eval import short
+from longctx.eval.config_probes import ShortConfig
+from longctx.eval.journal import Journal
+from tests.helpers.fakes import Fake, Memory, characters
+from tests.helpers.reading import subject
+
+OWN = ShortConfig(["continuation"], 6, 150)
+
+
+def document(letter: str) -> list[int]:
+    """Its sentences have no letter but their own."""
+    return characters(" ".join(f"{letter * (2 + i % 4)} {letter * 3} {letter * 5} {letter}{letter}." for i in range(60)))  # fmt: skip  # noqa: E501
+
+
+STORE = Memory([document(c) for c in "abcdef"])
+
+
+def reading(store=STORE, size=150):
+    return short.Reading(store, characters, lambda t: "".join(map(chr, t)), size, "store")
+
+
+def echo():
+    """What was seen often is likely."""
+
+    def logits(tokens):
+        counts = torch.nn.functional.one_hot(tokens, 128).cumsum(1).float()
+        return (counts + 0.1).log()
+
+    return Fake(logits)
+
+
+def test_questions_are_the_next_sentence_among_three_of_other_documents():
+    made = list(reading().questions(6, 0))
+    assert made == list(reading().questions(6, 0)) != list(reading().questions(6, 1))
+    for question in made:
+        own = chr(97 + question.document)
+        assert set(question.context) == {own, " ", "."} and question.context.endswith(".")
+        assert len(question.context) <= 150 < len(question.context) + len(question.choices[0]) + 1
+        letters = [choice[0] for choice in question.choices]
+        assert letters[0] == own and len(set(letters)) == 4
+        text = "".join(map(chr, STORE.documents[question.document]))
+        assert f"{question.context} {question.choices[0]}" in text
+
+
+def test_losses_are_means_over_the_tokens_of_each_choice():
+    model, prompt = echo(), characters("aab")
+    found = short.losses(model, prompt, [characters("ab"), characters("c")])
+    # After "aab" of 3 tokens: (count + 0.1) / (seen + 12.8).
+    want = [-(math.log(2.1 / 15.8) + math.log(1.1 / 16.8)) / 2, -math.log(0.1 / 15.8)]
+    assert found == pytest.approx(want, rel=1e-5)
+    alone = [short.losses(model, prompt, [c])[0] for c in (characters("ab"), characters("c"))]
+    assert found == pytest.approx(alone)
+
+
+def cfg(**changes):
+    return SimpleNamespace(short=replace(OWN, **changes), seed=0)
+
+
+def asked(model):
+    found = subject(model, bos=1)
+    found.journal = Journal()
+    return found
+
+
+def test_who_looks_is_right_and_who_does_not_guesses(monkeypatch):
+    monkeypatch.setattr(short, "_reading", lambda cfg, subject: reading())
+    result, records = short.run(cfg(), asked(echo()))
+    [row] = result["cells"]
+    assert (row["score"], row["samples"], row["guessing"]) == (1.0, 6, 0.25)
+    assert row["interval"] == pytest.approx([0.6097, 1], abs=1e-4)
+    assert [r["index"] for r in records] == list(range(6)) and len(records[0]["losses"]) == 4
+    stubborn = Fake(lambda t: torch.arange(128.0).expand(*t.shape, 128))  # likes late letters
+    result, _ = short.run(cfg(samples=40), asked(stubborn))
+    assert 0 < result["cells"][0]["score"] < 0.7
+
+
+def test_too_little_text_is_told():
+    with pytest.raises(UserError, match=r"store has 3 documents of 278 tokens or more, and contin"):
+        list(reading(Memory(STORE.documents[:3])).questions(1, 0))
+    dull = Memory([characters("no stop " * 100)] * 4)
+    with pytest.raises(UserError, match=r"document \d: no 150 tokens of whole sentences"):
+        list(reading(dull).questions(1, 0))
+
+
+def test_lm_eval_is_asked_for_where_it_is_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    message = r"short.tasks=\[boolq,mmlu\] need lm-eval: pip install 'longctx\[short\]'"
+    with pytest.raises(UserError, match=message) as caught:
+        short.inputs(cfg(tasks=["boolq", "mmlu"]))
+    assert "\n" not in str(caught.value)
+
+
+class Harness:
+    """lm-eval as far as it is used."""
+
+    __version__ = "0.4.13"
+
+    def __init__(self, error=None):
+        self.error, self.models = error, SimpleNamespace(huggingface=self)
+
+    def HFLM(self, **settings):
+        self.settings = settings
+        return "model"
+
+    def simple_evaluate(self, model, tasks, limit, **settings):
+        assert model == "model" and settings["random_seed"] == 0
+        if self.error:
+            raise self.error
+        numbers = {"acc,none": 0.5, "acc_stderr,none": 0.05}
+        return {"results": dict.fromkeys(tasks, numbers), "n-samples": {t: {"effective": limit} for t in tasks}}  # fmt: skip  # noqa: E501
+
+
+def test_lm_eval_s_numbers_are_taken(monkeypatch):
+    harness = Harness()
+    monkeypatch.setattr(short, "_harness", lambda tasks: harness)
+    model = echo()
+    model.config = SimpleNamespace(max_position_embeddings=77)
+    own = cfg(tasks=["piqa", "race"])
+    assert short.inputs(own) == {"seed": 0, "lm_eval": "0.4.13"}
+    result, records = short.run(own, asked(model))
+    assert records == [] and [c["kind"] for c in result["cells"]] == ["piqa", "race"]
+    assert result["cells"][0]["interval"] == pytest.approx([0.402, 0.598], abs=1e-3)
+    assert harness.settings["max_length"] == 77 and harness.settings["pretrained"] is model
+
+
+def test_an_unreachable_hub_is_one_line(monkeypatch):
+    harness = Harness(ConnectionError("no route\nto the host"))
+    monkeypatch.setattr(short, "_harness", lambda tasks: harness)
+    model = echo()
+    model.config = SimpleNamespace(max_position_embeddings=77)
+    with pytest.raises(UserError, match=r"short.tasks=\[piqa\]: lm-eval cannot get its data") as e:
+        short.run(cfg(tasks=["piqa"]), asked(model))
+    assert "no route to the host" in str(e.value) and "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"tasks": []}, "at least one of continuation"),
+        ({"tasks": ["arc"]}, "'arc' is not one of continuation, boolq"),
+        ({"samples": 0}, "short.samples=0"),
+        ({"context_tokens": 0}, "short.context_tokens=0"),
+    ],
+)
+def test_bad_settings(change, message):
+    with pytest.raises(UserError, match=message):
+        replace(OWN, **change)
