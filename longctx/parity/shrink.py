@@ -1,0 +1,113 @@
+"""A user's run at tiny size: the same recipe, attention, rope and losses, in a second on a CPU.
+
+What a setting says in tokens, layers or heads shrinks with the row; what it says of the method
+stays. Weights are random, documents too: parity of gradients asks for neither.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from longctx.config import AdapterConfig, EncoderConfig, ModelConfig, RunConfig
+from longctx.data.store import StoreWriter
+from longctx.models.load import architecture_of
+
+ROW, ROWS = 64, 8  # tokens of a row, rows of a step
+VOCAB, HEADS, LAYERS = 64, 4, 3
+LEAST_WINDOW = 16  # tokens
+# Numbers of attention methods that would not fit into a tiny row. None: from the model's window.
+NUMBERS = {
+    "sink_tokens": 4, "window_tokens": 12, "block_size": 4, "local_blocks": 2, "stride": 4,
+    "sinks": 2, "window": None, "first": 2,
+    "chunk_len": None, "local_window": None, "max_positions": None,
+}  # fmt: skip
+SIZES = {
+    "vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": LAYERS,
+    "num_attention_heads": HEADS, "head_dim": 8, "initializer_range": 0.2, "bos_token_id": 1,
+    "eos_token_id": 2, "pad_token_id": None,
+}  # fmt: skip
+ENCODER = {
+    "vocab_size": VOCAB + 1, "hidden_size": 24, "intermediate_size": 48, "num_hidden_layers": 2,
+    "num_attention_heads": 2, "max_position_embeddings": ROW, "initializer_range": 0.2,
+}  # fmt: skip
+BY_LAYER = ("layer_types", "max_window_layers", "no_rope_layers")  # lists that go by the layer
+
+
+def write_store(path: Path, seed: int = 0) -> Path:
+    """A token store of random documents, so short that most rows hold several, some cut."""
+    draw = np.random.default_rng(seed)
+    with StoreWriter(
+        path, tokenizer_sha256="0" * 64, vocab_size=VOCAB, bos_id=1, eos_id=2, source={"seed": seed}
+    ) as store:
+        # Long ones too: rows with contexts are cut inside one document.
+        for length in (*draw.integers(4, ROW // 2, 80), *draw.integers(ROW, 4 * ROW, 20)):
+            store.add(np.array([1, *draw.integers(4, VOCAB, length - 2), 2]))
+    return path
+
+
+def tiny(run: RunConfig, place: Path) -> RunConfig:
+    """The run, shrunk; it reads the store in `place/store` and writes below `place`.
+
+    Args:
+        run: what the user would train; its data and weights are not opened.
+        place: a directory of its own.
+
+    Raises:
+        UserError: if the model's configuration cannot be read.
+    """
+    full: Any = run.model.architecture or architecture_of(str(run.model.path))
+    contexts = run.contexts
+    if contexts.count:
+        count = min(contexts.count, 4)
+        size = ROW // count if contexts.repeat else ROW // 4
+        contexts = replace(contexts, count=count, size=size, stream_store=[], stream_weights=None)
+    window = int(full["max_position_embeddings"])
+    short = max(LEAST_WINDOW, round(window * ROW / run.data.seq_len))
+    target = run.rope.target and max(short, round(run.rope.target * short / window))
+    store = [str(place / "store")]
+    return replace(
+        run,
+        model=ModelConfig(run.model.name, None, _architecture(full, short), None),
+        attention=_attention(run.attention, int(full["num_hidden_layers"])),
+        rope=replace(run.rope, target=target),
+        adapter=_adapter(run.adapter),
+        encoder=run.encoder if run.encoder.name == "none" else _encoder(run.encoder),
+        data=replace(run.data, store=store, held_out=[], seq_len=ROW, weights=None,
+                     long_tokens=None, mask_documents=True, prefetch=0),
+        contexts=contexts,
+        # An output projection of zeros would hide the gradients before it.
+        cepe=replace(run.cepe, start=None, init="normal", layers=run.cepe.layers and 2),
+        kl=replace(run.kl, top_k=min(run.kl.top_k, VOCAB // 4)),
+        teacher=replace(run.teacher, source="online", store=None),
+        # The first step's moments are the gradient, and nothing may scale it on the way.
+        optim=replace(run.optim, clip=0.0),
+        train=replace(run.train, max_steps=2, batch_rows=ROWS, dtype="fp32", eval_every=0,
+                      eval_rows=ROWS, save_every=0),
+        logger="none", resume="none", dry_run=False, run_dir=str(place / "run"),
+    )  # fmt: skip
+
+
+def _architecture(full: dict[str, Any], window: int) -> dict[str, Any]:
+    """The architecture with few and small layers; grouped key heads stay grouped."""
+    kept = {k: v for k, v in full.items() if k not in BY_LAYER}
+    groups = full.get("num_key_value_heads") or full["num_attention_heads"]
+    heads = HEADS if groups == full["num_attention_heads"] else HEADS // 2
+    return {**kept, **SIZES, "num_key_value_heads": heads, "max_position_embeddings": window}
+
+
+def _attention(full: dict[str, Any], layers: int) -> dict[str, Any]:
+    """The method with numbers that fit; its full layers at the same places of a smaller model."""
+    small = {k: NUMBERS.get(k, v) for k, v in full.items()}
+    if isinstance(chosen := full.get("full_layers"), list):
+        small["full_layers"] = sorted({int(i) * LAYERS // layers for i in chosen})
+    return small
+
+
+def _adapter(full: AdapterConfig) -> AdapterConfig:
+    return replace(full, rank=min(full.rank, 4))
+
+
+def _encoder(full: EncoderConfig) -> EncoderConfig:
+    return replace(full, path=None, architecture=dict(ENCODER))
