@@ -1,7 +1,7 @@
 PY := .venv/bin/python
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: help setup demo test check format golden clean
+.PHONY: help setup demo test chaos check format golden clean
 .DEFAULT_GOAL := help
 
 help:  ## show the targets
@@ -20,6 +20,10 @@ demo: setup  ## see a longer window on the lab model (RECIPE=cepe: contexts in a
 
 test: setup  ## run every test that needs no GPU
 	OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses 2 --dist loadfile
+
+chaos: setup  ## kill a run 20 times, and compare its end with that of one left alone (twice)
+	OMP_NUM_THREADS=1 $(PY) tests/dist/chaos.py
+	OMP_NUM_THREADS=1 $(PY) tests/dist/chaos.py --beside
 
 check: setup  ## format, lint, types, imports: look, do not touch
 	ruff format --check . && ruff check . && mypy && lint-imports

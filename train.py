@@ -13,7 +13,8 @@ from longctx.errors import UserError
 def main(run: RunConfig) -> float | None:
     """Prints the plan, or trains, saves, exports, and returns what a sweep minimises."""
     from longctx import plan
-    from longctx.parallel import mesh, watch
+    from longctx.parallel import heartbeat, mesh, watch
+    from longctx.planner.check import require_fit
 
     try:
         recipe = importlib.import_module(run.builder).RECIPE
@@ -26,9 +27,11 @@ def main(run: RunConfig) -> float | None:
         return None
 
     watch.end_with_launcher()
-    ranks = mesh.start()
+    ranks = mesh.start(run.parallel.sp)
+    require_fit(run, recipe, ranks.ranks)
     from torch import nn
 
+    from longctx.eval.in_loop import probe
     from longctx.recipe import Data
     from longctx.train.export import export_checkpoint
     from longctx.train.log import held_out_loss, say, write_config
@@ -37,19 +40,19 @@ def main(run: RunConfig) -> float | None:
 
     def announce(model: nn.Module, data: Data) -> None:
         write_config(Path(run.run_dir), asdict(run))
-        say(plan.header(run, model, data, ranks.dp_size))
+        say(plan.header(run, model, data, ranks.ranks))
 
-    trainer = Trainer(run, recipe, ranks, announce)
-    try:
-        last = trainer.fit()
-    except Stopped as stopped:
+    with heartbeat.Heartbeat(ranks, run.parallel.lost_after):
+        trainer = Trainer(run, recipe, ranks, announce, probe(run))
+        try:
+            last = trainer.fit()
+        except Stopped as stopped:
+            if ranks.main:
+                say(str(stopped))
+            sys.exit(EXIT_CODE)
         if ranks.main:
-            say(str(stopped))
-        sys.exit(EXIT_CODE)
-    if ranks.main:
-        exported = export_checkpoint(last, recipe.build_model, Path(run.run_dir) / "hf")
-        say(f"exported {exported}")
-    ranks.barrier()
+            say(f"exported {export_checkpoint(last, recipe.build_model, Path(run.run_dir, 'hf'))}")
+        ranks.barrier()
     return held_out_loss(Path(run.run_dir))
 
 

@@ -129,14 +129,14 @@ def run(
     @hydra.main(version_base=None, config_path=str(folder), config_name=config_name)
     def start(config: DictConfig) -> Any:
         # Here and not only around Hydra, which would print all overrides before the one line.
-        with _mistakes_in_one_line():
+        with mistakes_in_one_line():
             os.environ.update(ranks(os.environ))
             hydra_config = HydraConfig.get()
             if hydra_config.mode == RunMode.MULTIRUN and "run_dir" in config:
                 config.run_dir = hydra_config.runtime.output_dir
             return task(_typed(config, schema))
 
-    with _mistakes_in_one_line():
+    with mistakes_in_one_line():
         if {"--help", "-h"} & set(sys.argv[1:]):
             print(help_text(config_name, folder))
             return
@@ -163,7 +163,7 @@ def help_text(config_name: str, folder: Path = CONF) -> str:
 
 
 @contextmanager
-def _mistakes_in_one_line() -> Iterator[None]:
+def mistakes_in_one_line() -> Iterator[None]:
     """Ends the process with 2 and one line if the body raises something the user can fix."""
     try:
         yield

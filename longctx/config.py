@@ -14,6 +14,7 @@ from longctx.config_data import ContextsConfig as ContextsConfig  # noqa: PLC041
 from longctx.config_data import DataConfig as DataConfig  # noqa: PLC0414
 from longctx.config_distill import KlConfig as KlConfig  # noqa: PLC0414
 from longctx.config_distill import TeacherConfig as TeacherConfig  # noqa: PLC0414
+from longctx.config_in_loop import InLoopConfig as InLoopConfig  # noqa: PLC0414
 from longctx.config_rope import RopeConfig as RopeConfig  # noqa: PLC0414
 from longctx.errors import UserError
 from longctx.typed import build as build  # noqa: PLC0414
@@ -96,14 +97,41 @@ class ParallelConfig:
     Args:
         zero_stage: DeepSpeed ZeRO 0-3: what is sharded (1 optimizer, 2 + gradients, 3 + weights).
         activation_checkpointing: recompute each layer in the backward pass.
+        offload_optimizer: keep fp32 weights and Adam moments in CPU memory and update there; ZeRO
+            1, 2 and 3.
+        offload_parameters: keep the shards of the weights in CPU memory between uses; ZeRO 3.
+        offload_checkpoints: keep the layer inputs that activation checkpointing saves in CPU
+            memory.
+        mlp_tile: tokens that go through an FFN at a time, in both directions; 0: all at once.
+        sp: ranks that share a row, each with an equal part of its tokens (Ulysses).
+        lost_after: seconds without a sign of life after which a rank is lost and all end; 0: never.
     """
 
     zero_stage: int
     activation_checkpointing: bool
+    offload_optimizer: bool = False
+    offload_parameters: bool = False
+    offload_checkpoints: bool = False
+    mlp_tile: int = 0
+    sp: int = 1
+    lost_after: float = 30.0
 
     def __post_init__(self) -> None:
+        positive(self.sp, "parallel.sp")
         if self.zero_stage not in (0, 1, 2, 3):
             raise UserError(f"parallel.zero_stage={self.zero_stage} is not one of 0, 1, 2, 3")
+        if self.offload_optimizer and not self.zero_stage:
+            raise UserError("parallel.offload_optimizer=true needs parallel.zero_stage 1, 2 or 3")
+        if self.offload_parameters and self.zero_stage != 3:
+            raise UserError("parallel.offload_parameters=true needs parallel.zero_stage=3")
+        if self.offload_checkpoints and not self.activation_checkpointing:
+            raise UserError(
+                "parallel.offload_checkpoints=true needs parallel.activation_checkpointing=true"
+            )
+        if self.lost_after < 0:
+            raise UserError(f"parallel.lost_after={self.lost_after} must be at least 0, seconds")
+        if self.mlp_tile < 0:
+            raise UserError(f"parallel.mlp_tile={self.mlp_tile} must be at least 0, tokens")
 
 
 @dataclass(frozen=True)
@@ -120,6 +148,10 @@ class TrainConfig:
         eval_rows: held-out rows per evaluation.
         save_every: steps between checkpoints; 0: only at the end.
         keep_last: checkpoints kept; 0 keeps all.
+        save_async: write checkpoints beside the steps, not between them; needs host memory.
+        max_skipped: bad steps in a row (loss or gradient norm not finite) that end the run.
+        skip_above: a step is bad too if its gradient norm is above this many times the usual one,
+            the median of the last 100 accepted; 0: never.
     """
 
     max_steps: int
@@ -131,12 +163,17 @@ class TrainConfig:
     eval_rows: int
     save_every: int
     keep_last: int
+    save_async: bool = False
+    max_skipped: int = 5
+    skip_above: float = 0.0
 
     def __post_init__(self) -> None:
-        for key in ("max_steps", "batch_rows", "micro_batch_rows"):
+        for key in ("max_steps", "batch_rows", "micro_batch_rows", "max_skipped"):
             positive(getattr(self, key), f"train.{key}")
         choice(self.dtype, ("fp32", "bf16"), "train.dtype")
         choice(self.export_dtype, ("fp32", "bf16"), "train.export_dtype")
+        if self.skip_above and not self.skip_above > 1:
+            raise UserError(f"train.skip_above={self.skip_above} must be above 1, or 0 for never")
 
     def accumulation(self, dp_size: int) -> int:
         """Micro-batches per rank and step.
@@ -190,12 +227,14 @@ class RunConfig:
         model, rope, adapter, data, optim, parallel, train, wandb: see their classes.
         encoder, contexts, cepe: see their classes; for recipes that train an encoder.
         kl, teacher: see their classes; for recipes that distil.
+        in_loop: see its class; what is measured between steps.
         attention: `name` of a method in `longctx/attention/` and that method's own numbers.
         logger: `wandb | none`; metrics.jsonl is written in any case.
         resume: `auto` (newest valid checkpoint of run_dir, else start) `| none |` a checkpoint.
         dry_run: print the resolved run, its batch arithmetic and memory plan, and stop.
         seed: of initialisation, data order and dropout.
         run_dir: where everything of this run is written.
+        force: start also where the memory plan says that the run cannot fit.
     """
 
     name: str
@@ -219,6 +258,8 @@ class RunConfig:
     cepe: CepeConfig = field(default_factory=CepeConfig)
     kl: KlConfig = field(default_factory=KlConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    in_loop: InLoopConfig = field(default_factory=InLoopConfig)
+    force: bool = False
 
     @property
     def row_tokens(self) -> int:
@@ -235,6 +276,11 @@ class RunConfig:
             raise UserError(
                 f"contexts.repeat=true needs contexts.count x contexts.size = "
                 f"{self.contexts.tokens} equal to data.seq_len={self.data.seq_len}"
+            )
+        if self.data.seq_len % self.parallel.sp:
+            raise UserError(
+                f"data.seq_len={self.data.seq_len} is not a multiple of parallel.sp="
+                f"{self.parallel.sp}: each rank holds an equal part of a row"
             )
         if self.train.dtype == "bf16" and self.parallel.zero_stage == 0:
             raise UserError(

@@ -1,26 +1,51 @@
-"""What a run will do and need, before it starts: batch arithmetic, memory, the model's header.
+"""What a run will do and need: batch arithmetic, memory and time by part, and whether it fits.
 
-Computed from the configuration, the model's shapes (meta device: no weight is made) and, where the
-stores are at hand, the lengths of their documents. The memory plan counts what a formula gives; see
-`report` for what it leaves out.
+    python -m longctx.plan recipe=longgen model=llama2_7b seq_len=131072 gpus=8 gpu_memory=80
+
+Made from the configuration, the model's shapes (no weight is read) and, where the stores are at
+hand, the lengths of their documents. Every KEY=VALUE of train.py is one here. Of the plan alone:
+
+    seq_len=N          tokens of a row; short for data.seq_len
+    gpus=N             ranks of the run; default 1, or parallel.sp
+    gpu_memory=GIB     of one GPU; default 80
+    host_memory=GIB    CPU memory that one rank may use; default 200
+    reserve=GIB        of gpu_memory, for libraries and gaps; default 3
+    peak=TFLOPS        bf16 peak of a GPU; default 989, an H100
+    fraction=F         of it that a step reaches; default 0.4
+    gpus_per_node=N    default 8
+    link=GB/S          that a GPU sends inside a node; default 300
+    network=GB/S       that a GPU sends to other nodes; default 40
+    host_link=GB/S     between a GPU and CPU memory; default 25
+
+The table has a column for each moment of a step at which something is largest; the run's peak is
+the largest column. Below it, the time by part; then FITS or DOES NOT FIT, and the smallest change
+that makes it fit, as it is typed. docs/memory.md says how it counts. Exit code 2: a mistake.
 """
 
+import importlib
 import os
-from dataclasses import asdict, replace
+import sys
+from dataclasses import asdict, fields, replace
 from typing import Any
 
 import yaml
 from torch import nn
 
+from longctx import cli
 from longctx.attention.longgen import cache_bytes
 from longctx.config import RunConfig
 from longctx.errors import UserError
 from longctx.models.choose import attention_method
 from longctx.models.load import RECORD, describe
+from longctx.parallel.mesh import rows_at_once
+from longctx.planner.budget import Planner
+from longctx.planner.check import here
+from longctx.planner.machine import GIB, Machine
+from longctx.planner.search import smallest
+from longctx.planner.words import assumptions, table, time_lines, verdict
 from longctx.recipe import Data, Recipe
-from longctx.train.loss import LOGITS_BYTES
 
-GIB = 2**30
+OWN = {field.name: field.type for field in fields(Machine) if field.name != "is_gpu"}
 
 
 def batch_arithmetic(run: RunConfig, ranks: int) -> str:
@@ -31,51 +56,15 @@ def batch_arithmetic(run: RunConfig, ranks: int) -> str:
     Raises:
         UserError: if the rows of a step cannot be dealt out evenly.
     """
-    passes = run.train.accumulation(ranks)
-    per_rank = run.train.micro_batch_rows * run.row_tokens
-    total = per_rank * ranks * passes
+    sp = run.parallel.sp
+    passes = run.train.accumulation(rows_at_once(ranks, sp))
+    per_rank = run.train.micro_batch_rows * run.row_tokens / sp
+    total = round(per_rank * ranks * passes)
     return (
-        f"{per_rank:,} tokens per rank x {ranks} ranks x {passes} accumulation "
+        f"{per_rank:,.12g} tokens per rank x {ranks} ranks x {passes} accumulation "
         f"= {total:,} tokens per step; x {run.train.max_steps:,} steps "
         f"= {total * run.train.max_steps / 1e9:.4g}B tokens"
     )
-
-
-def memory(run: RunConfig, parameters: int, trained: int, ranks: int) -> dict[str, float]:
-    """Bytes per rank of what a formula gives.
-
-    Mixed precision keeps bf16 weights and gradients and, per trained parameter, an fp32 copy and
-    two Adam moments; ZeRO 1 shards those over the ranks, 2 also the gradients, 3 also the weights.
-
-    Args:
-        run: the run.
-        parameters: of the model.
-        trained: of them, trained.
-        ranks: data-parallel size.
-    """
-    width = 2 if run.train.dtype == "bf16" else 4
-    stage = run.parallel.zero_stage
-    master = 4 if width == 2 or stage else 0
-    return {
-        "weights": width * parameters / (ranks if stage == 3 else 1),
-        "gradients": width * trained / (ranks if stage >= 2 else 1),
-        "optimizer": (8 + master) * trained / (ranks if stage >= 1 else 1),
-    }
-
-
-def activations(run: RunConfig, model: Any) -> dict[str, float]:
-    """Bytes per rank for one micro-batch: layer inputs kept, and the logits that exist at once."""
-    tokens = run.train.micro_batch_rows * run.data.seq_len
-    width = 2 if run.train.dtype == "bf16" else 4
-    config: Any = model.config
-    inputs = tokens * config.hidden_size * config.num_hidden_layers * width
-    logits = min(LOGITS_BYTES, 4 * tokens * config.vocab_size)
-    plan = {"layer inputs": float(inputs), "logits and their gradient": 2.0 * logits}
-    if run.contexts.count:
-        encoder = model.encoder.config
-        context = run.train.micro_batch_rows * run.contexts.tokens * width
-        plan["encoder's layer inputs"] = context * encoder.hidden_size * encoder.num_hidden_layers
-    return plan
 
 
 def data_lines(run: RunConfig, data: Data) -> list[str]:
@@ -86,29 +75,51 @@ def data_lines(run: RunConfig, data: Data) -> list[str]:
 def report(run: RunConfig, recipe: Recipe) -> str:
     """The resolved run with its arithmetic, data and memory plan, as `dry_run=true` prints it.
 
-    Activations inside a layer are not in the plan: with activation checkpointing one layer's
-    worth exists at a time, without it all of them. Stores that are not here are no mistake: a plan
-    can be made where the data is not.
+    Stores that are not here are no mistake: a plan can be made where the data is not.
 
     Args:
         run: the run.
         recipe: what it trains.
     """
-    ranks = int(os.environ.get("WORLD_SIZE", "1"))
-    model = recipe.sketch(run)
-    parameters = sum(p.numel() for p in model.parameters())
-    trained = sum(p.numel() for p in recipe.trainable(model).values())
-    lines = [yaml.safe_dump(asdict(run), sort_keys=False)]
-    lines += [f"batch: {batch_arithmetic(run, ranks)}", *_context_lines(run), _model_line(model)]
-    lines += [*_added_lines(model), *_cache_lines(run, model)]
+    ranks = int(os.environ.get("WORLD_SIZE", run.parallel.sp))
+    machine = here(ranks) or Machine(gpus=ranks)
+    budget = Planner(recipe).budget(run, machine)
+    lines = [yaml.safe_dump(asdict(run), sort_keys=False), *_outline(run, recipe, ranks)]
     try:
         lines += data_lines(run, recipe.build_data(run))
     except UserError as error:
         lines += [f"data: {error}"]
-    plan = memory(run, parameters, trained, ranks) | activations(run, model)
-    lines += [f"memory per rank, {name}: {size / GIB:.3f} GiB" for name, size in plan.items()]
-    lines += [f"memory per rank, sum: {sum(plan.values()) / GIB:.3f} GiB"]
+    kind = "GPU" if machine.is_gpu else "CPU"
+    lines += [*table(budget), f"memory per rank, peak: {budget.peak / GIB:.3f} GiB"]
+    lines += [f"of this machine's {kind}: {verdict(budget, None)[0]}"]
     return "\n".join(lines)
+
+
+def plan(run: RunConfig, recipe: Recipe, machine: Machine) -> str:
+    """The whole plan of a run on a machine, as `python -m longctx.plan` prints it.
+
+    Args:
+        run: the run.
+        recipe: what it trains.
+        machine: where it is to run.
+
+    Raises:
+        UserError: if the ranks cannot be grouped, or the rows of a step dealt out.
+    """
+    planner = Planner(recipe)
+    budget = planner.budget(run, machine)
+    change = None if budget.fits else smallest(planner, run, machine)
+    lines = [*_outline(run, recipe, machine.gpus), *table(budget), *time_lines(budget)]
+    return "\n".join([*lines, assumptions(budget), *verdict(budget, change)])
+
+
+def _outline(run: RunConfig, recipe: Recipe, ranks: int) -> list[str]:
+    """The batch and the model."""
+    model: Any = recipe.sketch(run)
+    lines = [f"batch: {batch_arithmetic(run, ranks)}", *_context_lines(run), _model_line(model)]
+    trained = sum(p.numel() for p in recipe.trainable(model).values() if p.requires_grad)
+    lines += [f"trained parameters: {trained:,}; ZeRO {run.parallel.zero_stage}, {run.train.dtype}"]
+    return [*lines, *_added_lines(model), *_cache_lines(run, model)]
 
 
 def header(run: RunConfig, model: nn.Module, data: Data, ranks: int) -> str:
@@ -177,3 +188,48 @@ def _model_line(model: Any) -> str:
     return "model: " + ", ".join(
         f"{k} {v:.7g}" if isinstance(v, float) else f"{k} {v}" for k, v in facts.items()
     )
+
+
+def split(arguments: list[str]) -> tuple[list[str], dict[str, float]]:
+    """The run's arguments, and the machine's numbers.
+
+    Args:
+        arguments: of the command line, without the program's name.
+
+    Raises:
+        UserError: if one of the machine's is not a number above zero.
+    """
+    rest, own = [], {}
+    for argument in arguments:
+        key, _, value = argument.partition("=")
+        if key == "seq_len":
+            rest.append(f"data.seq_len={value}")
+        elif key not in OWN:
+            rest.append(argument)
+        else:
+            try:
+                own[key] = int(value) if OWN[key] is int else float(value)
+            except ValueError:
+                raise UserError(f"{argument}: give a number") from None
+    return rest, own
+
+
+def main(arguments: list[str]) -> None:
+    """The command line."""
+    if {"--help", "-h"} & set(arguments):
+        print(f"{__doc__.strip()}\n\nChoices and settings of the run: python train.py --help")
+        return
+    with cli.mistakes_in_one_line():
+        sys.argv[1:], own = split(arguments)
+        machine = Machine(**own)  # type: ignore[arg-type]
+
+    def show(run: RunConfig) -> None:
+        recipe = importlib.import_module(run.builder).RECIPE
+        ranks = machine.gpus if "gpus" in own else run.parallel.sp
+        print(plan(run, recipe, replace(machine, gpus=ranks)))
+
+    cli.run(show, RunConfig, "train", "run_schema")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

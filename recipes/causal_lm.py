@@ -17,6 +17,7 @@ from longctx.errors import UserError
 from longctx.models.load import architecture_of, load_model, local_tokenizer
 from longctx.models.load import build_model as random_model
 from longctx.models.lora import add_lora
+from longctx.models.spare import spare
 from longctx.recipe import Data, Recipe
 from longctx.train.loss import chunked_cross_entropy
 
@@ -25,8 +26,7 @@ def build_model(run: RunConfig) -> nn.Module:
     """The decoder with its attention, rope scaling and adapters, on CPU."""
     _check(run)
     decoder = load_decoder(run)
-    if run.parallel.activation_checkpointing:
-        decoder.gradient_checkpointing_enable({"use_reentrant": False})
+    spare(decoder, run.parallel)
     decoder.train()
     return add_lora(decoder, run.adapter)
 
@@ -45,9 +45,11 @@ def load_decoder(run: RunConfig) -> Any:
 
 
 def sketch(run: RunConfig) -> Any:
-    """The decoder on the meta device, without adapters."""
+    """The decoder on the meta device, with its adapters."""
     _check(run)
-    return sketch_decoder(run)
+    decoder = sketch_decoder(run)
+    spare(decoder, run.parallel)
+    return add_lora(decoder.train(), run.adapter)
 
 
 def sketch_decoder(run: RunConfig) -> Any:

@@ -17,6 +17,7 @@ from longctx.errors import UserError
 from longctx.models.cepe import CepeForCausalLM
 from longctx.models.chosen_encoder import chosen_encoder, require_window, sketch_encoder
 from longctx.models.load import native_window
+from longctx.models.spare import spare
 from longctx.recipe import Data, Recipe
 from longctx.train.loss import chunked_cross_entropy
 from longctx.train.optim import freeze_all_but
@@ -34,10 +35,7 @@ def build_model(run: RunConfig) -> nn.Module:
     model: Any = _join(run, load_decoder(run), encoder)
     if run.cepe.start is not None:
         take_added(model, run.cepe.start)
-    if run.parallel.activation_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-    model.train()
-    return _frozen(run, model)
+    return _ready(run, model)
 
 
 def sketch(run: RunConfig) -> nn.Module:
@@ -45,7 +43,7 @@ def sketch(run: RunConfig) -> nn.Module:
     _check(run)
     decoder, encoder = sketch_decoder(run), sketch_encoder(run.encoder, run.train.dtype)
     with torch.device("meta"):
-        return _frozen(run, _join(run, decoder, encoder))
+        return _ready(run, _join(run, decoder, encoder))
 
 
 def _check(run: RunConfig) -> None:
@@ -69,7 +67,9 @@ def _join(run: RunConfig, decoder: Any, encoder: Any) -> Any:
     )
 
 
-def _frozen(run: RunConfig, model: Any) -> nn.Module:
+def _ready(run: RunConfig, model: Any) -> nn.Module:
+    spare(model, run.parallel)
+    model.train()
     freeze_all_but(model, model.added_parameters(run.cepe.train_encoder))
     frozen: nn.Module = model
     return frozen

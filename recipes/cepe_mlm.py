@@ -16,6 +16,7 @@ from longctx.data.masking import MaskTokens
 from longctx.errors import UserError
 from longctx.models.chosen_encoder import chosen_encoder, require_window, sketch_encoder
 from longctx.models.load import load_tokenizer
+from longctx.models.spare import spare
 from longctx.recipe import Data, Recipe
 from longctx.train.loss import chunked_cross_entropy
 from recipes.causal_lm import open_stores, trainable
@@ -26,8 +27,7 @@ def build_model(run: RunConfig) -> Any:
     _check(run)
     encoder: Any = chosen_encoder(run.encoder, run.train.dtype, run.seed)
     require_window(encoder, run.data.seq_len, "data.seq_len")
-    if run.parallel.activation_checkpointing:
-        encoder.gradient_checkpointing_enable({"use_reentrant": False})
+    spare(encoder, run.parallel)
     return encoder.train()
 
 
@@ -36,7 +36,8 @@ def sketch(run: RunConfig) -> Any:
     _check(run)
     encoder = sketch_encoder(run.encoder, run.train.dtype)
     require_window(encoder, run.data.seq_len, "data.seq_len")
-    return encoder
+    spare(encoder, run.parallel)
+    return encoder.train()
 
 
 def _check(run: RunConfig) -> None:
@@ -95,7 +96,7 @@ def _special(run: RunConfig, stores: Stores) -> tuple[int, ...]:
 
 def loss(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
     """Cross entropy of the hidden tokens: (sum, count)."""
-    hidden = model.hidden_for_head(batch.tokens, None)
+    hidden = model.hidden_for_head(batch.tokens, None, batch.positions)
     return chunked_cross_entropy(hidden, model.get_output_embeddings(), batch.labels)
 
 

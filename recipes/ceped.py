@@ -39,6 +39,14 @@ def build_model(run: RunConfig) -> nn.Module:
     return built
 
 
+def sketch(run: RunConfig) -> nn.Module:
+    """The model on the meta device."""
+    model: Any = cepe.sketch(run)
+    model.kl = run.kl
+    drawn: nn.Module = model
+    return drawn
+
+
 def build_data(run: RunConfig) -> Data:
     """CEPE's rows; with a stored teacher, each training row with its distributions."""
     if run.contexts.mask or run.contexts.repeat:
@@ -81,5 +89,5 @@ RECIPE = Recipe(
     build_data=build_data,
     loss=loss,
     trainable=trainable,
-    sketch=cepe.sketch,
+    sketch=sketch,
 )

@@ -5,7 +5,7 @@ What is kept is one state `[e]` a token, for all decoder layers; the encoder kee
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -13,6 +13,17 @@ from torch import Tensor
 from longctx.errors import UserError
 
 BATCH_TOKENS = 32_768  # context tokens that the encoder reads in one pass
+
+
+class Spread(Protocol):
+    """Ranks whose tokens see the same contexts: each encodes a part of them."""
+
+    rank: int
+    size: int
+
+    def gather(self, part: Tensor) -> Tensor:
+        """`[size*k ...]` of the `[k ...]` of each rank; gradients come back as their sum."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -70,7 +81,13 @@ def check(ids: Tensor, mask: Tensor | None, window: int, limit: int) -> None:
             )
 
 
-def encode(encoder: Any, ids: Tensor, mask: Tensor | None, batch_chunks: int | None) -> Contexts:
+def encode(
+    encoder: Any,
+    ids: Tensor,
+    mask: Tensor | None,
+    batch_chunks: int | None,
+    spread: Spread | None = None,
+) -> Contexts:
     """Reads checked contexts; each chunk by itself, from position 0.
 
     Args:
@@ -78,6 +95,7 @@ def encode(encoder: Any, ids: Tensor, mask: Tensor | None, batch_chunks: int | N
         ids: `[b c l]`.
         mask: `[b c l]`, True on real tokens; None: all are real.
         batch_chunks: chunks in one pass. None: `BATCH_TOKENS` tokens of them.
+        spread: ranks that encode the same contexts together. None: this one alone.
     """
     b, c, length = ids.shape
     if not ids.numel():
@@ -87,16 +105,31 @@ def encode(encoder: Any, ids: Tensor, mask: Tensor | None, batch_chunks: int | N
     if real is not None and bool(real.all()):
         real = None
     many = batch_chunks or max(1, BATCH_TOKENS // length)
-    chunks = ids.flatten(0, 1).split(many)
+    chunks = _own(ids.flatten(0, 1), spread).split(many)
     masks: Sequence[Tensor | None] = [None] * len(chunks)
     if real is not None:
-        masks = real.flatten(0, 1).split(many)
+        masks = _own(real.flatten(0, 1), spread).split(many)
     states = [
         encoder(input_ids=x, attention_mask=m, use_cache=False).last_hidden_state
         for x, m in zip(chunks, masks, strict=True)
     ]
     whole = states[0] if len(states) == 1 else torch.cat(states)
+    if spread is not None:
+        whole = spread.gather(whole)[: b * c]
     return Contexts(whole.reshape(b, c * length, -1), None if real is None else real.flatten(1))
+
+
+def _own(chunks: Tensor, spread: Spread | None) -> Tensor:
+    """Those of `[n l]` that this rank encodes, as many as every other one.
+
+    The last again if need be: so all ranks call the encoder equally often, as ZeRO 3 needs, and
+    nobody reads what is over.
+    """
+    if spread is None:
+        return chunks
+    each = -(-len(chunks) // spread.size)
+    index = torch.arange(spread.rank * each, spread.rank * each + each, device=chunks.device)
+    return chunks[index.clamp(max=len(chunks) - 1)]
 
 
 def joined(first: Contexts, second: Contexts) -> Contexts:

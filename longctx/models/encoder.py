@@ -167,12 +167,15 @@ class EncoderForMaskedLM(PreTrainedModel):
         """What stands for a token that is to be predicted."""
         return int(self.config.mask_token_id)
 
-    def hidden_for_head(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
+    def hidden_for_head(
+        self, tokens: Tensor, mask: Tensor | None = None, positions: Tensor | None = None
+    ) -> Tensor:
         """What goes into the last projection.
 
         Args:
             tokens: `[b s]`, each row a chunk.
             mask: `[b s]`, True on real tokens; None: all are real.
+            positions: `[b s]`; None: from 0.
 
         Returns:
             `[b s h]`.
@@ -184,7 +187,7 @@ class EncoderForMaskedLM(PreTrainedModel):
         if tokens.shape[1] > window:
             raise UserError(f"rows of {tokens.shape[1]} tokens, and the encoder reads {window}")
         states = self.encoder(
-            input_ids=tokens, attention_mask=mask, use_cache=False
+            input_ids=tokens, attention_mask=mask, position_ids=positions, use_cache=False
         ).last_hidden_state
         hidden: Tensor = self.lm_layer_norm(F.silu(self.lm_dense(states)))
         return hidden

@@ -11,31 +11,53 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from longctx.errors import UserError
+
 
 @dataclass(frozen=True)
 class Mesh:
-    """The data-parallel axis.
+    """Two axes: rows are dealt out along the first, the tokens of a row along the second.
 
     Args:
-        dp_rank: this process along it.
+        dp_rank: this process along the data-parallel axis.
         dp_size: its length.
         device: where this rank's model lives.
+        sp_rank: this process along the axis of the tokens; neighbouring ranks share a row.
+        sp_size: its length.
+        sp_group: the ranks that share a row with this one; None where it has rows of its own.
     """
 
     dp_rank: int
     dp_size: int
     device: torch.device
+    sp_rank: int = 0
+    sp_size: int = 1
+    sp_group: dist.ProcessGroup | None = None
+
+    @property
+    def rank(self) -> int:
+        """This process among all."""
+        return self.dp_rank * self.sp_size + self.sp_rank
+
+    @property
+    def ranks(self) -> int:
+        """How many there are."""
+        return self.dp_size * self.sp_size
 
     @property
     def main(self) -> bool:
         """Whether this rank writes files and talks."""
-        return self.dp_rank == 0
+        return self.rank == 0
 
     def sum(self, value: float) -> float:
         """The sum of `value` over all ranks, in float64."""
-        total = torch.tensor(value, dtype=torch.float64, device=self.device)
+        return self.sums(value)[0]
+
+    def sums(self, *values: float) -> list[float]:
+        """The sum of each value over all ranks, in float64, in one exchange."""
+        total = torch.tensor(values, dtype=torch.float64, device=self.device)
         dist.all_reduce(total)
-        return float(total)
+        return [float(value) for value in total.tolist()]
 
     def barrier(self) -> None:
         """Waits for all ranks."""
@@ -52,11 +74,29 @@ def first_to(deed: str) -> bool:
         return True
 
 
-def start(timeout: timedelta = timedelta(hours=2)) -> Mesh:
+def rows_at_once(ranks: int, sp: int) -> int:
+    """The data-parallel size: how many groups of `sp` ranks there are.
+
+    Raises:
+        UserError: if the ranks cannot be grouped so.
+    """
+    if ranks % sp:
+        raise UserError(
+            f"parallel.sp={sp} does not divide the {ranks} processes of this run: start a multiple "
+            f"of {sp}"
+        )
+    return ranks // sp
+
+
+def start(sp: int = 1, timeout: timedelta = timedelta(hours=2)) -> Mesh:
     """Joins the process group that the launcher describes in the environment.
 
     Args:
+        sp: ranks that share a row.
         timeout: after which a collective that some rank never joins fails.
+
+    Raises:
+        UserError: if `sp` does not divide the number of processes.
     """
     gpu = torch.cuda.is_available()
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if gpu else None
@@ -70,4 +110,9 @@ def start(timeout: timedelta = timedelta(hours=2)) -> Mesh:
             os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists on it
             alone = dist.HashStore()
             dist.init_process_group(backend, store=alone, rank=0, world_size=1, timeout=timeout)
-    return Mesh(dist.get_rank(), dist.get_world_size(), device or torch.device("cpu"))
+    rank, dp_size = dist.get_rank(), rows_at_once(dist.get_world_size(), sp)
+    group = None
+    if sp > 1:
+        groups = [range(first, first + sp) for first in range(0, dp_size * sp, sp)]
+        group = [dist.new_group(list(ranks), timeout=timeout) for ranks in groups][rank // sp]
+    return Mesh(rank // sp, dp_size, device or torch.device("cpu"), rank % sp, sp, group)

@@ -5,24 +5,28 @@ with it, stages 0-2 and stage 3 divide gradients differently and one of them is 
 """
 
 import logging
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from longctx.config import RunConfig
+from longctx.parallel.derived import deepspeed_config as deepspeed_config  # noqa: PLC0414
 from longctx.parallel.mesh import Mesh
 
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
 
 import deepspeed
+from deepspeed.runtime.utils import combine_grad_norm_groups
 from deepspeed.utils import (
     safe_get_full_fp32_param,
     safe_get_full_optimizer_state,
     safe_set_full_fp32_param,
     safe_set_full_optimizer_state,
+    set_z3_leaf_module,
 )
 
 logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
@@ -31,35 +35,6 @@ logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
-BUCKET_GPU, BUCKET_CPU = 200_000_000, 5_000_000  # communication buckets, elements
-# DeepSpeed reports the gradient norm only where it clips; this bound never does.
-NEVER_CLIPS = 1e30
-
-
-def deepspeed_config(run: RunConfig, ranks: int) -> dict[str, Any]:
-    """The DeepSpeed configuration of a run.
-
-    Args:
-        run: the run.
-        ranks: data-parallel size.
-    """
-    bucket = BUCKET_GPU if torch.cuda.is_available() else BUCKET_CPU
-    stage = run.parallel.zero_stage
-    zero: dict[str, Any] = {"stage": stage, "reduce_bucket_size": bucket}
-    if stage in (1, 2):
-        zero["allgather_bucket_size"] = bucket
-    if stage == 3:
-        zero["stage3_prefetch_bucket_size"] = bucket
-        zero["stage3_param_persistence_threshold"] = min(100_000, bucket)
-    return {
-        "train_micro_batch_size_per_gpu": run.train.micro_batch_rows,
-        "gradient_accumulation_steps": run.train.accumulation(ranks),
-        "zero_optimization": zero,
-        "bf16": {"enabled": run.train.dtype == "bf16"},
-        "gradient_clipping": run.optim.clip or NEVER_CLIPS,
-        "steps_per_print": None,
-        "wall_clock_breakdown": False,
-    }
 
 
 class Engine:
@@ -83,14 +58,41 @@ class Engine:
     ) -> None:
         deepspeed.init_distributed(verbose=False)
         self.stage = run.parallel.zero_stage
-        self.ranks = mesh.dp_size
+        self.ranks = mesh.ranks
         self.trainable = trainable
+        if self.stage == 3:
+            for part in module.modules():
+                if hasattr(part, "tile"):  # its function takes all its weights, whole
+                    set_z3_leaf_module(part, True)
         self.engine, *_ = deepspeed.initialize(
             model=module,
             optimizer=optimizer,
             model_parameters=list(trainable.values()),
             config=deepspeed_config(run, mesh.dp_size),
         )
+        self.norm = math.inf  # of the step being taken, before clipping
+        self.accepts: Callable[[float], bool] = math.isfinite
+        if self.stage:
+            self._judge_the_norm()
+
+    def _judge_the_norm(self) -> None:
+        """Lets `accepts` decide between DeepSpeed's gradient norm and its update.
+
+        DeepSpeed measures the norm, and drops the step and its gradients by itself if that is not
+        finite; so a step that is not wanted gets such a norm. On this engine alone.
+        """
+        zero = self.engine.optimizer
+        name = "_get_norm_groups" if self.stage == 3 else "scaled_global_norm"
+        measure = getattr(zero, name)
+
+        def judged() -> Any:
+            found = measure()
+            self.norm = float(combine_grad_norm_groups(found) if self.stage == 3 else found)
+            if self.accepts(self.norm):
+                return found
+            return [torch.tensor(math.inf)] if self.stage == 3 else torch.tensor(math.inf)
+
+        setattr(zero, name, judged)
 
     def __call__(self, **tensors: Tensor) -> tuple[Tensor, Tensor]:
         """(sum, count) of one micro-batch; see `Recipe.loss`."""
@@ -115,20 +117,32 @@ class Engine:
         if not self.engine.is_gradient_accumulation_boundary():
             self.engine.step()  # only counts the micro-batch
 
-    def step(self, lr: float) -> float:
-        """Clips, updates, and clears the gradients.
+    def step(
+        self, lr: float, accepts: Callable[[float], bool] = math.isfinite
+    ) -> tuple[float, bool]:
+        """Clips and updates, unless the norm is not accepted; clears the gradients in any case.
 
         Args:
             lr: learning rate of this step.
+            accepts: whether to update, from the global gradient norm before clipping. It must
+                decide alike on all ranks, and accept nothing that is not finite.
 
         Returns:
-            The global gradient norm before clipping.
+            That norm (inf where it is not finite), and whether there was an update.
         """
         for group in self.engine.optimizer.param_groups:
             group["lr"] = lr
-        norm = self._plain_norm() if self.stage == 0 else None
-        self.engine.step()
-        return float(self.engine.get_global_grad_norm()) if norm is None else norm
+        self.norm, self.accepts = math.inf, accepts
+        if self.stage:
+            self.engine.step()
+            return self.norm, bool(self.engine.was_step_applied())
+        self.norm = self._plain_norm()
+        if accepts(self.norm):
+            self.engine.step()
+            return self.norm, True
+        self.engine.zero_grad()
+        self.engine.micro_steps += 1  # the step's last: the next begins anew
+        return self.norm, False
 
     def _plain_norm(self) -> float:
         grads = [p.grad for p in self.trainable.values() if p.grad is not None]
@@ -139,7 +153,7 @@ class Engine:
 
         Collective: all ranks walk the parameters together.
         """
-        self._link_fragments()
+        self._add_moments()
         for name, parameter in self.trainable.items():
             yield name, {k: v.detach().cpu() for k, v in self._full(parameter).items()}
 
@@ -156,31 +170,39 @@ class Engine:
         The module must have been given the same weights before the engine was built.
 
         Args:
-            step: optimizer steps already taken.
+            step: updates already made.
             state: as `state()` yields it, for every trained parameter.
         """
-        taken = torch.tensor(float(step))
-        if self.stage:
-            zero = self.engine.optimizer
-            flat = zero.fp32_partitioned_groups_flat if self.stage == 3 else None
-            for part in flat or zero.single_partition_of_fp32_groups:
-                empty = {m: torch.zeros_like(part) for m in MOMENTS}
-                zero.optimizer.state[part] = {"step": taken.clone(), **empty}
-            self._link_fragments()
+        self._add_moments(step)
         for name, values in state:
             parameter = self.trainable[name]
             if self.stage == 0:
                 parameter.data.copy_(values["weight"])
-                moments = {m: values[m].to(parameter.device) for m in MOMENTS}
-                self.engine.optimizer.state[parameter] = {"step": taken.clone(), **moments}
+                for moment in MOMENTS:
+                    self.engine.optimizer.state[parameter][moment].copy_(values[moment])
                 continue
             safe_set_full_fp32_param(parameter, values["weight"].to(parameter.device))
             for moment in MOMENTS:
                 safe_set_full_optimizer_state(parameter, values[moment], moment)
         self.engine.global_steps = step
 
-    def _link_fragments(self) -> None:
-        """Stages 1 and 2 link a parameter to its state only after the first group's first step."""
+    def _add_moments(self, step: int | None = None) -> None:
+        """Gives parameters moments of zeros, as Adam's first step does.
+
+        Args:
+            step: updates that they have seen, for all parameters; None: only where there are none.
+        """
+        zero = self.engine.optimizer
+        if self.stage == 0:
+            optimizer, parts = zero, list(self.trainable.values())
+        else:
+            flat = zero.fp32_partitioned_groups_flat if self.stage == 3 else None
+            optimizer, parts = zero.optimizer, flat or zero.single_partition_of_fp32_groups
+        for part in parts:
+            if step is not None or not optimizer.state.get(part):
+                empty = {m: torch.zeros_like(part) for m in MOMENTS}
+                optimizer.state[part] = {"step": torch.tensor(float(step or 0)), **empty}
+        # Stages 1 and 2 link a parameter to its state only after the first group's first step.
         if self.stage in (1, 2):
             self.engine.optimizer._hp_optimizer_states_linked = False
             self.engine.optimizer._lazy_init_hp_params_optimizer_state()

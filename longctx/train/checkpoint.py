@@ -2,8 +2,8 @@
 
 `checkpoints/step_00000100/` holds one safetensors file per rank (that rank's share of the trained
 parameters: fp32 weight and both Adam moments, whole) and `checkpoint.json`. Everything is written
-into a `.tmp` directory, flushed, and renamed by rank 0 when all ranks are done; a directory with
-the final name is therefore complete, and its checksums say whether it still is.
+into a `.tmp` directory, flushed to the disk, and renamed by rank 0 when all ranks are done; a
+directory with the final name is therefore complete, and its checksums say whether it still is.
 12 bytes per trained parameter; a rank holds its share in memory while it writes.
 """
 
@@ -25,6 +25,7 @@ from longctx.errors import UserError
 from longctx.parallel.mesh import Mesh
 
 INDEX = "checkpoint.json"
+CHECK = ".check"  # beside each file until all are there: its checksum
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Checkpoint:
 
 
 def fingerprint(model: nn.Module) -> dict[str, str]:
-    """What must be the same on resume: trained names and shapes, frozen weights, rope frequencies.
+    """What must be the same on resume: trained names and shapes, frozen weights, buffers.
 
     Reads every frozen weight once (some GB/s). Taken before an engine may shard the weights.
     """
@@ -70,9 +71,8 @@ def fingerprint(model: nn.Module) -> dict[str, str]:
             shapes.append(f"{name}{tuple(parameter.shape)}")
         else:
             frozen = _crc(parameter, frozen)
-    for name, buffer in model.named_buffers():
-        if "inv_freq" in name:
-            frozen = _crc(buffer, frozen)
+    for _, buffer in model.named_buffers():
+        frozen = _crc(buffer, frozen)
     trained = zlib.crc32(" ".join(sorted(shapes)).encode())
     return {"trained": f"{trained:08x}", "fixed": f"{frozen:08x}"}
 
@@ -89,7 +89,7 @@ def save(
     about: dict[str, Any],
     mesh: Mesh,
 ) -> Path:
-    """Writes `root/step_XXXXXXXX`. Collective.
+    """Writes `root/step_XXXXXXXX` and waits for it. Collective.
 
     Args:
         root: the run's `checkpoints` directory.
@@ -99,68 +99,124 @@ def save(
         mesh: the ranks; each writes an equal share of the parameters.
 
     Raises:
-        UserError: if the disk is full. No checkpoint is left behind then.
+        SaveError: if a rank cannot write. Nothing of it is left behind then.
     """
-    final = root / f"step_{step:08d}"
-    partial = final.with_suffix(".tmp")
-    if mesh.main:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-    mesh.barrier()
-    name = f"state_{mesh.dp_rank:05d}_of_{mesh.dp_size:05d}.safetensors"
-    mine: dict[str, Tensor] = {}
-    share = [0] * mesh.dp_size
-    for key, values in state:
-        owner = share.index(min(share))
-        share[owner] += values["weight"].numel()
-        if owner == mesh.dp_rank:
-            mine |= {f"{key}/{kind}": v.float().contiguous() for kind, v in values.items()}
-    _all_or_none(partial, _failure(lambda: _write(partial / name, mine)), mesh)
+    partial = place(root, step).with_suffix(".tmp")
+    failure = failure_of(lambda: shutil.rmtree(partial)) if mesh.main and partial.exists() else None
+    all_or_none(partial, failure, mesh)
+    mine = share(state, mesh)
+    all_or_none(partial, failure_of(lambda: write_share(partial, mine, mesh)), mesh)
     failure = None
     if mesh.main:
-        failure = _failure(lambda: _publish(partial, final, {"step": step, **about}))
-    _all_or_none(partial, failure, mesh)
-    return final
+        failure = failure_of(lambda: publish(partial, {"step": step, **about}, mesh.ranks))
+    all_or_none(partial, failure, mesh)
+    return place(root, step)
 
 
-def _failure(deed: Callable[[], None]) -> str | None:
+class SaveError(UserError):
+    """A checkpoint could not be written; those before it are as they were."""
+
+
+def place(root: Path, step: int) -> Path:
+    """Where the checkpoint of a step is or would be."""
+    return root / f"step_{step:08d}"
+
+
+def share(
+    state: Iterator[tuple[str, dict[str, Tensor]]], mesh: Mesh, copy: bool = False
+) -> dict[str, Tensor]:
+    """What this rank writes: about as many numbers as the others. Collective.
+
+    Args:
+        state: `Engine.state()`.
+        mesh: the ranks.
+        copy: into memory of its own, which the next step does not change.
+    """
+    mine: dict[str, Tensor] = {}
+    shares = [0] * mesh.ranks
+    for key, values in state:
+        owner = shares.index(min(shares))
+        shares[owner] += values["weight"].numel()
+        if owner == mesh.rank:
+            for kind, value in values.items():
+                mine[f"{key}/{kind}"] = value.to("cpu", torch.float32, copy=copy).contiguous()
+    return mine
+
+
+def failure_of(deed: Callable[[], object]) -> str | None:
     """Why `deed` could not write, or None."""
     try:
         deed()
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, ValueError) as error:
         return str(error)
     return None
 
 
-def _all_or_none(partial: Path, failure: str | None, mesh: Mesh) -> None:
+def all_or_none(partial: Path, failure: str | None, mesh: Mesh) -> None:
     """Goes on if all ranks could write, else removes what they did. Collective."""
     if not mesh.sum(failure is not None):
         return
     if mesh.main:
         shutil.rmtree(partial, ignore_errors=True)
     mesh.barrier()
-    raise UserError(f"{partial.with_suffix('')} could not be written: {failure or 'a rank failed'}")
+    raise SaveError(f"{partial.with_suffix('')} could not be written: {failure or 'a rank failed'}")
 
 
-def _write(path: Path, tensors: dict[str, Tensor]) -> None:
-    save_file(tensors, path)
+def write_share(partial: Path, mine: dict[str, Tensor], mesh: Mesh) -> None:
+    """Writes a rank's file to the disk, and beside it its checksum.
+
+    Raises:
+        OSError, SafetensorError: if it cannot be written.
+        ValueError: if it holds a number that is not finite: that is no state to go on from.
+    """
+    for key, value in mine.items():
+        if not bool(torch.isfinite(value).all()):
+            raise ValueError(f"{key} is not finite")
+    partial.mkdir(parents=True, exist_ok=True)
+    path = partial / _file(mesh.rank, mesh.ranks)
+    save_file(mine, path)
     with path.open("rb+") as file:
         os.fsync(file.fileno())
+    _write_json(path.with_suffix(CHECK), _file_check(path))
 
 
-def _publish(partial: Path, final: Path, about: dict[str, Any]) -> None:
-    """Adds the checksums and gives the directory its final name."""
-    files = sorted(p.name for p in partial.glob("state_*.safetensors"))
-    _write_json(partial / INDEX, {**about, "files": {f: _file_check(partial / f) for f in files}})
+def publish(partial: Path, about: dict[str, Any], ranks: int) -> None:
+    """Adds the index and gives the directory its final name, once all ranks have written.
+
+    Raises:
+        OSError: if it cannot.
+    """
+    files = [_file(rank, ranks) for rank in range(ranks)]
+    notes = [(partial / file).with_suffix(CHECK) for file in files]
+    checks = [json.loads(note.read_text()) for note in notes]
+    _write_json(partial / INDEX, {**about, "files": dict(zip(files, checks, strict=True))})
+    for note in notes:
+        note.unlink()
+    _sync_directory(partial)
+    final = partial.with_suffix("")
     shutil.rmtree(final, ignore_errors=True)
     partial.rename(final)
+    _sync_directory(final.parent)
 
 
-def _write_json(path: Path, value: dict[str, Any]) -> None:
+def _file(rank: int, ranks: int) -> str:
+    return f"state_{rank:05d}_of_{ranks:05d}.safetensors"
+
+
+def _write_json(path: Path, value: object) -> None:
     with path.open("w") as file:
         json.dump(value, file, indent=1)
         file.flush()
         os.fsync(file.fileno())
+
+
+def _sync_directory(path: Path) -> None:
+    """Puts the names in a directory on the disk, so that a crash of the machine keeps them."""
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
 
 
 def _file_check(path: Path) -> list[int]:
@@ -220,7 +276,7 @@ def prune(root: Path, step: int, keep_last: int) -> None:
     """
     found = sorted(p for p in root.glob("step_*[0-9]") if p.name <= f"step_{step:08d}")
     for old in found[:-keep_last] if keep_last else []:
-        shutil.rmtree(old)
+        shutil.rmtree(old, ignore_errors=True)  # what is left of it, the next time
 
 
 def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:

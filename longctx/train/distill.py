@@ -46,9 +46,12 @@ def teacher_states(model: Any, batch: Batch) -> Tensor:
         batch: with `contexts`; its rows are one stream each.
     """
     assert batch.contexts is not None and batch.context_mask is None
-    before = batch.contexts.flatten(1)
-    tokens = torch.cat([before, batch.tokens], dim=1)
+    before, spread = batch.contexts.flatten(1), model.spread
+    row = batch.tokens if spread is None else spread.whole(batch.tokens)
+    tokens = torch.cat([before, row], dim=1)
     positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
+    if spread is not None:
+        tokens, positions = (_own_part(x, spread) for x in (tokens, positions))
     decoder = model.get_decoder()
     training = decoder.training
     decoder.eval()  # a teacher drops nothing
@@ -56,7 +59,20 @@ def teacher_states(model: Any, batch: Batch) -> Tensor:
         out = decoder(input_ids=tokens, position_ids=positions, use_cache=False)
     decoder.train(training)
     states: Tensor = out.last_hidden_state
-    return states[:, before.shape[1] :]
+    if spread is None:
+        return states[:, before.shape[1] :]
+    moved: Tensor = spread.moved(states, before.shape[1], batch.tokens.shape[1])
+    return moved
+
+
+def _own_part(x: Tensor, spread: Any) -> Tensor:
+    """An equal part of whole rows `[b n]` for each rank; zeros behind them, documents of their own.
+
+    They are causally behind everything, and position 0 starts a document.
+    """
+    each = -(-x.shape[1] // spread.size)
+    padded = torch.nn.functional.pad(x, (0, each * spread.size - x.shape[1]))
+    return padded[:, spread.rank * each : spread.rank * each + each].contiguous()
 
 
 def decoder_digest(model: Any) -> str:

@@ -1,10 +1,13 @@
 """What a run says: a header, a progress bar, one JSON line a step, and wandb if asked for.
 
 `metrics.jsonl` is always written and is the truth; on resume its lines after the resumed step are
-dropped, so a run that was killed leaves the same lines as one that was not.
+dropped, so a run that was killed leaves the same lines as one that was not. Lines that find the
+disk full wait in memory.
 """
 
+import errno
 import json
+import math
 import netrc
 import os
 import sys
@@ -19,6 +22,7 @@ from longctx.config import WandbConfig
 from longctx.errors import UserError
 
 METRICS = "metrics.jsonl"
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def say(line: str) -> None:
@@ -50,16 +54,17 @@ class Log:
         partial = path.with_suffix(".tmp")
         partial.write_text("".join(json.dumps(x) + "\n" for x in kept))
         partial.rename(path)
-        self._file = path.open("a")
+        self._file = path.open("ab", buffering=0)
+        self._waiting = b""  # for room on the disk
         self._bar = tqdm(
             total=max_steps, initial=first_step, unit="step", desc=config["name"], smoothing=0.1
         )
         self._wandb = _start_wandb(run_dir, config, wandb) if wandb else None
 
     def step(self, metrics: Mapping[str, float | int | None]) -> None:
-        """One optimizer step; `metrics` must hold `step` and `loss`."""
-        self._file.write(json.dumps(dict(metrics)) + "\n")
-        self._file.flush()
+        """One optimizer step; `metrics` must hold `step` and `loss`. JSON has no NaN: null."""
+        line = {k: v if v is None or math.isfinite(v) else None for k, v in metrics.items()}
+        self._write(json.dumps(line).encode() + b"\n")
         shown = {
             k: v for k, v in metrics.items() if k in ("loss", "eval_loss", "tokens_per_second")
         }
@@ -68,8 +73,21 @@ class Log:
         if self._wandb is not None:
             self._wandb.log({k: v for k, v in metrics.items() if v is not None})
 
+    def _write(self, more: bytes) -> None:
+        waited = bool(self._waiting)
+        self._waiting += more
+        try:
+            while self._waiting:
+                self._waiting = self._waiting[self._file.write(self._waiting) :]
+        except OSError as error:
+            if error.errno not in FULL_DISK:
+                raise
+            if not waited:
+                say(f"warning: {METRICS} cannot be written: {error}; its lines wait in memory")
+
     def close(self) -> None:
         """Flushes everything."""
+        self._write(b"")
         self._file.close()
         self._bar.close()
         if self._wandb is not None:
@@ -108,7 +126,7 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
 def held_out_loss(run_dir: Path) -> float | None:
     """The last held-out loss of a run; None if there is none."""
     found = [line["eval_loss"] for line in read_metrics(run_dir) if "eval_loss" in line]
-    return float(found[-1]) if found else None
+    return float("nan" if found[-1] is None else found[-1]) if found else None
 
 
 def _start_wandb(run_dir: Path, config: dict[str, Any], settings: WandbConfig) -> Any:

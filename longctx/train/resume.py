@@ -9,7 +9,17 @@ from longctx.errors import UserError
 from longctx.train.checkpoint import Checkpoint
 
 # What may differ. Of the data the fingerprint says more than its settings: a store may move.
-MAY_CHANGE = {"logger", "wandb", "resume", "dry_run", "run_dir", "parallel", "data", "contexts"}
+MAY_CHANGE = {
+    "logger",
+    "wandb",
+    "resume",
+    "dry_run",
+    "run_dir",
+    "in_loop",
+    "parallel",
+    "data",
+    "contexts",
+}
 MAY_CHANGE_IN_TRAIN = {
     "max_steps",
     "micro_batch_rows",
@@ -18,6 +28,9 @@ MAY_CHANGE_IN_TRAIN = {
     "save_every",
     "keep_last",
     "export_dtype",
+    "save_async",
+    "max_skipped",
+    "skip_above",
 }
 
 

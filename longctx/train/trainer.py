@@ -1,12 +1,13 @@
 """The one training loop. It knows a recipe's four functions, and no method by name."""
 
 import dataclasses
-import math
 import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,12 +17,17 @@ from longctx.config import RunConfig
 from longctx.data.prefetch import Prefetch
 from longctx.errors import UserError
 from longctx.parallel.mesh import Mesh
+from longctx.parallel.shard import shard
 from longctx.parallel.zero import Engine
 from longctx.recipe import Data, Recipe
 from longctx.train import checkpoint, meter
 from longctx.train.log import Log, say
 from longctx.train.optim import adamw, freeze_all_but, learning_rate
+from longctx.train.probe import Running, Score
 from longctx.train.resume import require_same
+from longctx.train.saver import Saver
+from longctx.train.sequence import share_rows
+from longctx.train.skip import DivergedError, Guard
 from longctx.train.stop import Asked, Stopped
 
 
@@ -37,6 +43,7 @@ class StepResult:
         seconds: wall time.
         data_seconds: of it, waiting for data.
         flops: model FLOPs of this rank.
+        taken: whether it was; a bad step is skipped, see `longctx/train/skip.py`.
     """
 
     loss: float
@@ -46,6 +53,7 @@ class StepResult:
     seconds: float
     data_seconds: float
     flops: float
+    taken: bool = True
 
 
 class Scored(nn.Module):
@@ -54,11 +62,12 @@ class Scored(nn.Module):
     def __init__(self, model: nn.Module, recipe: Recipe) -> None:
         super().__init__()
         self.model = model
-        self.recipe = recipe
+        self.score: Score = recipe.loss
 
     def forward(self, **tensors: Tensor) -> tuple[Tensor, Tensor]:
         """(sum, count) of a batch given by its fields."""
-        return self.recipe.loss(self.model, Batch(**tensors))
+        found: tuple[Tensor, Tensor] = self.score(self.model, Batch(**tensors))
+        return found
 
 
 class Trainer:
@@ -70,6 +79,7 @@ class Trainer:
         mesh: the ranks.
         announce: called on rank 0 with the finished model, before an engine may shard it, and the
             data.
+        probe: called on all ranks every `in_loop.every` steps; what it returns is logged.
 
     Raises:
         UserError: if the data, the batch arithmetic or the checkpoint to resume do not fit.
@@ -81,6 +91,7 @@ class Trainer:
         recipe: Recipe,
         mesh: Mesh,
         announce: Callable[[nn.Module, Data], None] = lambda model, data: None,
+        probe: Callable[[Running], dict[str, float]] | None = None,
     ) -> None:
         run.train.check_rows(mesh.dp_size)
         self.run, self.mesh = run, mesh
@@ -94,6 +105,7 @@ class Trainer:
         freeze_all_but(self.model, trainable)
         self.fingerprint = checkpoint.fingerprint(self.model) | {"data": self.data.train.identity}
         self.counts = meter.counts(self.model)
+        share_rows(self.model, mesh)
         if resumed:
             require_same(resumed, run, self.fingerprint)
             checkpoint.load_weights(self.model, resumed)
@@ -102,46 +114,60 @@ class Trainer:
         optimizer = adamw(trainable.values(), run.optim)
         scored = Scored(self.model, recipe)
         self.engine = Engine(scored, trainable, optimizer, run, mesh)
+        self.probe, self.running = probe, Running(self.engine, scored, mesh)
         self.step = resumed.step if resumed else 0
         self.tokens = int(resumed.meta["tokens"]) if resumed else 0
+        self.guard = Guard(run.train, **(resumed.meta.get("guard", {}) if resumed else {}))
+        self.saver = Saver(self.checkpoints, run.train, mesh, resumed.path if resumed else None)
         if resumed:
-            self.engine.restore(self.step, resumed.state())
+            self.engine.restore(self.step - self.guard.skipped, resumed.state())
 
     def fit(self) -> Path:
         """Trains to `max_steps`, evaluating and saving on the way; the last checkpoint's path.
 
         Raises:
             Stopped: if some rank was asked to end; the step is saved.
+            SaveError: if its last checkpoint cannot be written.
         """
         log = self._open_log()
-        saved = self._place() if self._place().exists() else None
         try:
             with Asked() as asked:
                 while self.step < self.run.train.max_steps:
-                    saved = self._step_and_save(log) or saved
-                    if self.mesh.sum(bool(asked)) and not self._due(0):
-                        raise Stopped(saved if saved == self._place() else self.save())
+                    self._step_and_save(log)
+                    stop, *news = self.mesh.sums(bool(asked), *self.saver.news())
+                    self.saver.hear(*news)
+                    if stop and not self._due(0):
+                        raise Stopped(self.save_last())
+        except DivergedError:
+            self.saver.finish()
+            raise
         finally:
             self.rows.close()
             if log:
                 log.close()
-        return saved or self.save()
+        return self.save_last()
 
-    def _step_and_save(self, log: Log | None) -> Path | None:
-        """One step with what is due after it; the checkpoint's path if one is."""
-        torch.manual_seed(hash((self.run.seed, self.step, self.mesh.dp_rank)) % 2**63)
+    def _step_and_save(self, log: Log | None) -> None:
+        """One step with what is due after it."""
+        torch.manual_seed(hash((self.run.seed, self.step, self.mesh.rank)) % 2**63)
         result = self.train_step(self.step)
         self.step += 1
         self.tokens += result.tokens
         held_out = self.evaluate() if self._due(self.run.train.eval_every) else None
+        more: dict[str, float] = {}
+        if self.probe and self._due(self.run.in_loop.every):
+            with self.running.questions() as running:
+                more = self.probe(running)
         if log:
-            log.step(self._metrics(result, held_out))
-        return self.save() if self._due(self.run.train.save_every) else None
+            log.step(self._metrics(result, held_out) | more)
+        if self._due(self.run.train.save_every) and not self._due(0):
+            self.saver.save(self.step, self.engine.state(), self._about())
 
     def train_step(self, step: int) -> StepResult:
         """One optimizer step: the gradient is that of (global sum) / (global count)."""
         begin = time.perf_counter()
-        batches = self.rows.step(step, self.mesh.dp_rank, self.mesh.dp_size)
+        rows = self.rows.step(step, self.mesh.dp_rank, self.mesh.dp_size)
+        batches = [shard(batch, self.mesh) for batch in rows]
         data_seconds = time.perf_counter() - begin
 
         scored = self.mesh.sum(sum(batch.scored for batch in batches))
@@ -155,16 +181,10 @@ class Trainer:
 
         loss = self.mesh.sum(total) / scored
         lr = learning_rate(step, self.run.train.max_steps, self.run.optim)
-        if not math.isfinite(loss):
-            raise UserError(
-                f"step {step + 1}: the loss is {loss}; nothing was updated. Lower optim.lr?"
-            )
-        grad_norm = self.engine.step(lr)
-        if not math.isfinite(grad_norm):
-            raise UserError(
-                f"step {step + 1}: the gradient norm is {grad_norm}; nothing was saved since. "
-                "Lower optim.lr?"
-            )
+        grad_norm, taken = self.engine.step(lr, partial(self.guard.accepts, loss))
+        skipped = self.guard.note(step + 1, loss, grad_norm, taken)
+        if skipped and self.mesh.main:
+            say(skipped)
         return StepResult(
             loss=loss,
             grad_norm=grad_norm,
@@ -172,7 +192,8 @@ class Trainer:
             tokens=self.run.train.batch_rows * self.run.row_tokens,
             seconds=time.perf_counter() - begin,
             data_seconds=data_seconds,
-            flops=sum(meter.batch_flops(self.counts, b) for b in batches),
+            flops=sum(meter.batch_flops(self.counts, b) for b in rows) / self.mesh.sp_size,
+            taken=taken,
         )
 
     def evaluate(self) -> float | None:
@@ -183,28 +204,29 @@ class Trainer:
         total, count = 0.0, 0
         with torch.no_grad():
             for batch in self.data.held_out.step(0, self.mesh.dp_rank, self.mesh.dp_size):
-                loss_sum, scored = self.engine(**batch.to(self.mesh.device).tensors())
+                part = shard(batch, self.mesh).to(self.mesh.device)
+                loss_sum, scored = self.engine(**part.tensors())
                 total, count = total + float(loss_sum), count + int(scored)
         self.engine.train(True)
         return self.mesh.sum(total) / self.mesh.sum(count)
 
-    def save(self) -> Path:
-        """Writes a checkpoint of this step and drops those beyond `keep_last`."""
-        about = {
+    def save_last(self) -> Path:
+        """Waits for a checkpoint of this step, written now unless there is one; its path."""
+        self.saver.finish()
+        path = checkpoint.place(self.checkpoints, self.step)
+        if self.saver.last != path:
+            self.saver.save_and_wait(self.step, self.engine.state(), self._about())
+        return path
+
+    def _about(self) -> dict[str, Any]:
+        """What a checkpoint of this step says beside the weights."""
+        return {
             "tokens": self.tokens,
+            "guard": self.guard.state(),
             "run": dataclasses.asdict(self.run),
             "fingerprint": self.fingerprint,
             "torch": torch.__version__,
         }
-        state = ((name, values) for name, values in self.engine.state())
-        path = checkpoint.save(self.checkpoints, self.step, state, about, self.mesh)
-        if self.mesh.main:
-            checkpoint.prune(self.checkpoints, self.step, self.run.train.keep_last)
-        return path
-
-    def _place(self) -> Path:
-        """Where a checkpoint of this step is or would be."""
-        return self.checkpoints / f"step_{self.step:08d}"
 
     def _due(self, every: int) -> bool:
         return self.step == self.run.train.max_steps or (every > 0 and self.step % every == 0)
@@ -222,6 +244,7 @@ class Trainer:
             "mfu": result.flops / result.seconds / peak,
             "peak_memory_bytes": meter.peak_memory(self.mesh.device),
             "data_seconds": result.data_seconds,
+            "skipped": self.guard.skipped,
         }
         return line if held_out is None else {**line, "eval_loss": held_out}
 

@@ -1,4 +1,4 @@
-"""A checkpoint goes on with other ranks at another ZeRO stage, and nobody can tell.
+"""A checkpoint goes on with other ranks, shared rows and ZeRO stages, and nobody can tell.
 
 Its files hold whole parameters, so what differs afterwards is the order of some sums.
 """
@@ -21,11 +21,12 @@ MORE = ("train.max_steps=6", "train.save_every=3", "train.keep_last=0")
 TOLERANCE = 1e-6  # relative, of a loss near 4
 
 
-def train(store: Path, runs: list[tuple[Path, int]]) -> None:
-    """On each rank: one run after another, each in its directory at its ZeRO stage."""
-    ranks = mesh.start()
-    for run_dir, stage in runs:
-        run = tiny_run(store, run_dir, *MORE, f"parallel.zero_stage={stage}")
+def train(store: Path, runs: list[tuple[Path, int, int]]) -> None:
+    """On each rank: one run after another, each in its directory, at its ZeRO stage and sp."""
+    for run_dir, stage, sp in runs:
+        ranks = mesh.start(sp)
+        more = (f"parallel.zero_stage={stage}", f"parallel.sp={sp}")
+        run = tiny_run(store, run_dir, *MORE, *more)
         trainer = Trainer(run, RECIPE, ranks)
         trainer.fit()
         trainer.engine.close()
@@ -65,14 +66,19 @@ def test_other_ranks_and_stages_go_on_with_the_same_losses(tmp_path):
     whole = losses(tmp_path / "one")
     assert whole[1] != pytest.approx(whole[6], rel=1e-3)  # it moves
 
-    on_two = [(half_of(tmp_path / "one", tmp_path / f"two-{stage}"), stage) for stage in (0, 2, 3)]
-    spawn(train, 2, store, [*on_two, (tmp_path / "fresh-3", 3)])
-    for run_dir, _ in on_two:
+    on_two = [
+        (half_of(tmp_path / "one", tmp_path / f"two-{stage}-{sp}"), stage, sp)
+        for stage, sp in ((0, 1), (2, 1), (3, 1), (1, 2))
+    ]
+    fresh = [(tmp_path / "fresh-3", 3, 1), (tmp_path / "shared-3", 3, 2)]
+    spawn(train, 2, store, on_two + fresh)
+    for run_dir, _, _ in on_two:
         same(run_dir, whole, first=4)
-    same(tmp_path / "fresh-3", whole, first=1)
+    for run_dir, _, _ in fresh:
+        same(run_dir, whole, first=1)
 
-    for stage in (0, 2):
-        back = half_of(tmp_path / "fresh-3", tmp_path / f"back-{stage}")
+    for stage, start in ((0, "fresh-3"), (2, "shared-3")):
+        back = half_of(tmp_path / start, tmp_path / f"back-{stage}")
         alone(store, back, stage)
         same(back, whole, first=4)
         last, problems = newest(back / "checkpoints")

@@ -2,29 +2,14 @@
 
 import os
 import signal
-from pathlib import Path
 
 import pytest
 
 from longctx.train.stop import EXIT_CODE
-from tests.helpers.process import descendants, kill_tree, lines, start, torchrun, wait_until
+from tests.helpers.process import kill_tree, lines, ranks, start, torchrun, wait_until
 from tests.helpers.tiny import make_store, tiny_arguments
 
 STEPS = 1_000_000
-
-
-def ranks(pid: int) -> list[int]:
-    """The processes of `train.py` below `pid`, by rank."""
-    found = {}
-    for process in descendants(pid):
-        place = Path(f"/proc/{process}")
-        variables = dict(
-            x.partition(b"=")[::2] for x in (place / "environ").read_bytes().split(b"\0")
-        )
-        command = (place / "cmdline").read_bytes().split(b"\0")
-        if b"RANK" in variables and any(x.endswith(b"train.py") for x in command):
-            found[int(variables[b"RANK"])] = process
-    return [found[rank] for rank in sorted(found)]
 
 
 @pytest.mark.dist

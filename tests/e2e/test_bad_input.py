@@ -2,7 +2,9 @@
 
 import json
 import math
+import resource
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +14,6 @@ import pytest
 
 from longctx.data.store import tokenizer_sha256
 from longctx.train import checkpoint, trainer
-from longctx.train.log import Log
 from tests.helpers.entry import run_entry, tree
 from tests.helpers.process import ROOT
 from tests.helpers.tiny import make_store, tiny_arguments
@@ -72,6 +73,19 @@ COMPOSED = {
     "evaluation arithmetic": (
         ["train.eval_rows=3", "train.micro_batch_rows=2"],
         "train.eval_rows=3 is not a multiple of train.micro_batch_rows=2 x 1 ranks",
+    ),
+    "a row that its ranks cannot share": (
+        ["parallel.sp=3"],
+        "data.seq_len=32 is not a multiple of parallel.sp=3: each rank holds an equal part of a "
+        "row",
+    ),
+    "heads that its ranks cannot share": (
+        ["parallel.sp=8", "dry_run=true"],
+        "parallel.sp=8 does not divide the model's 4 attention heads: every rank needs as many",
+    ),
+    "processes that cannot share rows": (
+        ["parallel.sp=2"],
+        "parallel.sp=2 does not divide the 1 processes of this run: start a multiple of 2",
     ),
     "missing store": (
         ["data.store=[/no/store]"],
@@ -195,31 +209,31 @@ def test_corrupt_document(store, tmp_path):
 # --- the run -------------------------------------------------------------------------------------
 
 
-def rate_that_destroys() -> None:
-    trainer.learning_rate = lambda *_: math.nan
+def rate_that_destroys_at_step_3() -> None:
+    usual = trainer.learning_rate
+    trainer.learning_rate = lambda step, *more: math.nan if step == 2 else usual(step, *more)
 
 
-def gradient_that_explodes() -> None:
-    trainer.Engine.step = lambda *_: math.inf
-
-
-@pytest.mark.parametrize(
-    ("prepare", "line", "steps"),
-    [
-        (rate_that_destroys, "step 2: the loss is nan; nothing was updated. Lower optim.lr?", 1),
-        (
-            gradient_that_explodes,
-            "step 1: the gradient norm is inf; nothing was saved since. Lower optim.lr?",
-            0,
-        ),
-    ],
-)
-def test_numbers_that_are_not_finite(prepare, line, steps, store, tmp_path):
-    run_dir = tmp_path / "run"
-    done = run_entry(tiny_arguments(store, run_dir), tmp_path / "log", prepare)
-    assert done.error == line
-    assert len((run_dir / "metrics.jsonl").read_text().splitlines()) == steps
-    assert not (run_dir / "checkpoints").exists()
+@pytest.mark.parametrize("how", ["false", "true"])
+def test_weights_that_are_not_finite(how, store, tmp_path):
+    """Nothing of them is saved, and the run ends after the third step that they spoil."""
+    more = ("train.save_every=1", "train.keep_last=1", "train.max_skipped=3")
+    arguments = tiny_arguments(store, tmp_path / "run", *more, f"train.save_async={how}")
+    done = run_entry(arguments, tmp_path / "log", rate_that_destroys_at_step_3)
+    assert done.error == (
+        "step 6: the loss is nan, the gradient norm inf; that is bad step number 3 in a row "
+        "(train.max_skipped=3). None of them was taken, and what is saved is finite. "
+        "Lower optim.lr?"
+    )
+    assert "warning: step 4 skipped: the loss is nan, the gradient norm inf (1 skipped" in done.err
+    for step in (3, 4, 5):
+        assert f"step_{step:08d} could not be written: " in done.err
+    found = [json.loads(x) for x in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [m["skipped"] for m in found] == [0, 0, 0, 1, 2]
+    assert [m["loss"] is None for m in found] == [False] * 3 + [True] * 2
+    saved = tmp_path / "run" / "checkpoints"
+    assert [p.name for p in saved.iterdir()] == ["step_00000002"]
+    checkpoint.open_checkpoint(saved / "step_00000002")
 
 
 def full_disk(*_: object, **__: object) -> None:
@@ -242,30 +256,43 @@ def no_room_for_the_index() -> None:
     checkpoint.json.dump = full_disk
 
 
-def no_room_for_metrics() -> None:
-    Log.step = full_disk
+def room_for_small_files() -> None:
+    """The kernel lets no file of this process grow beyond 4,096 bytes: as a full disk, EFBIG."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
 
 
 FULL = "[Errno 28] No space left on device"
 
 
+@pytest.mark.parametrize("how", ["false", "true"])
 @pytest.mark.parametrize(
-    ("prepare", "line", "left"),
+    ("prepare", "failed", "left", "why"),
     [
-        (no_room_for_shards, "{}/step_00000002 could not be written: " + FULL, ["step_00000001"]),
-        (no_room_for_the_index, "{}/step_00000001 could not be written: " + FULL, []),
-        (no_room_for_metrics, FULL, []),
+        (no_room_for_shards, [2], ["step_00000001", "step_00000003"], FULL),
+        (no_room_for_the_index, [1, 2, 3], [], FULL),
+        (room_for_small_files, [1, 2, 3], [], "File too large"),
     ],
 )
-def test_disk_full(prepare, line, left, store, tmp_path):
-    more = ("train.save_every=1", "train.max_steps=3")
+def test_a_disk_that_is_full_for_a_while(prepare, failed, left, why, how, store, tmp_path):
+    """The run goes on, with the checkpoints that it has; only the last one must be written."""
+    more = ("train.save_every=1", "train.max_steps=3", f"train.save_async={how}")
     done = run_entry(tiny_arguments(store, tmp_path / "run", *more), tmp_path / "log", prepare)
     saved = tmp_path / "run" / "checkpoints"
-    assert done.error == line.format(saved)
+    for step in (1, 2, 3):
+        line = f"{saved}/step_{step:08d} could not be written: "
+        assert (line in done.err) == (step in failed), done.err
+        if step in failed[:2] and step < 3:
+            assert f"warning: {line}" in done.err and why in done.err
+    if 3 in failed:
+        assert done.error.startswith(f"{saved}/step_00000003 could not be written: ")
+    else:
+        assert done.code == 0
     assert sorted(p.name for p in saved.glob("*")) == left
     for name in left:
         checkpoint.open_checkpoint(saved / name)
-    assert not (tmp_path / "run" / "hf").exists()
+    assert (tmp_path / "run" / "hf").exists() == (3 not in failed)
+    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 3
 
 
 # --- resuming ------------------------------------------------------------------------------------

@@ -54,6 +54,22 @@ def descendants(pid: int) -> list[int]:
     return found
 
 
+def ranks(pid: int) -> list[int]:
+    """The processes of `train.py` below `pid`, by rank."""
+    found = {}
+    for process in descendants(pid):
+        place = Path(f"/proc/{process}")
+        try:
+            pairs = (place / "environ").read_bytes().split(b"\0")
+            command = (place / "cmdline").read_bytes().split(b"\0")
+        except OSError:  # it has ended
+            continue
+        variables = dict(x.partition(b"=")[::2] for x in pairs)
+        if b"RANK" in variables and any(x.endswith(b"train.py") for x in command):
+            found[int(variables[b"RANK"])] = process
+    return [found[rank] for rank in sorted(found)]
+
+
 def alive(pids: list[int]) -> list[int]:
     """Those of `pids` that still run."""
     return [p for p in pids if p in descendants(p)]

@@ -1,6 +1,8 @@
 import dataclasses
 import json
+import os
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -82,13 +84,17 @@ def test_a_leftover_of_a_killed_run_is_no_checkpoint(tmp_path):
 
 
 def test_newest_passes_over_what_is_damaged(tmp_path):
-    for step in (5, 10, 15, 20):
+    for step in (5, 10, 15, 20, 25, 30):
         save(tmp_path, step)
+    (tmp_path / "step_00000030" / "checkpoint.json").write_text("")
+    short = next((tmp_path / "step_00000025").glob("*.safetensors"))
+    short.write_bytes(short.read_bytes()[:-1])
     bad = damage(tmp_path / "step_00000020")
     next((tmp_path / "step_00000015").glob("*.safetensors")).unlink()
     found, problems = checkpoint.newest(tmp_path)
     assert found is not None and found.step == 10
-    assert [p.rpartition("/")[2] for p in problems] == [f"{bad.name} is damaged or missing"] * 2
+    assert "step_00000030 is not a checkpoint" in problems[0]
+    assert [p.rpartition("/")[2] for p in problems[1:]] == [f"{bad.name} is damaged or missing"] * 3
 
 
 def test_newest_of_nothing(tmp_path):
@@ -135,6 +141,27 @@ def test_full_disk_leaves_the_older_one_and_nothing_else(tmp_path, monkeypatch, 
         save(tmp_path, 6)
     assert names(tmp_path) == ["step_00000005"]
     checkpoint.open_checkpoint(tmp_path / "step_00000005")
+
+
+def test_names_are_on_the_disk_before_and_after_the_renaming(tmp_path, monkeypatch):
+    """A machine that crashes keeps the checkpoint: files, then their names, then its own name."""
+    synced, fsync = [], os.fsync
+
+    def note(number):
+        synced.append(Path(f"/proc/self/fd/{number}").readlink().name)
+        fsync(number)
+
+    monkeypatch.setattr(os, "fsync", note)
+    path = save(tmp_path, 7)
+    shard = "state_00000_of_00001"
+    assert synced == [
+        f"{shard}.safetensors",
+        f"{shard}.check",
+        "checkpoint.json",
+        "step_00000007.tmp",
+        tmp_path.name,
+    ]
+    assert names(path) == ["checkpoint.json", f"{shard}.safetensors"]
 
 
 def model() -> nn.Module:

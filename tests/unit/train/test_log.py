@@ -1,4 +1,5 @@
 import json
+import resource
 import sys
 from types import SimpleNamespace
 
@@ -45,6 +46,35 @@ def test_each_line_is_on_disk_at_once_and_exact(run_dir):
     log.step({"step": 1, "loss": 0.1 + 0.2})
     assert read_metrics(run_dir) == [{"step": 1, "loss": 0.1 + 0.2}]
     log.close()
+
+
+def test_lines_wait_for_room_on_the_disk(run_dir, capsys):
+    run_dir.mkdir()
+    log = Log(run_dir, CONFIG, first_step=0, max_steps=5, wandb=None)
+    log.step({"step": 1, "loss": 0.5})
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (40, before[1]))  # of a file, bytes
+    try:
+        for step in (2, 3):
+            log.step({"step": step, "loss": 0.5})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [x["step"] for x in read_metrics(run_dir)] == [1]
+    assert (run_dir / METRICS).stat().st_size == 40  # half a line
+    log.step({"step": 4, "loss": 0.5})
+    assert [x["step"] for x in read_metrics(run_dir)] == [1, 2, 3, 4]
+    log.close()
+    warnings = [x for x in capsys.readouterr().err.splitlines() if "warning: " in x]
+    assert len(warnings) == 1 and "metrics.jsonl cannot be written: [Errno 27]" in warnings[0]
+
+
+def test_numbers_that_json_does_not_know_are_null(run_dir):
+    run_dir.mkdir()
+    log = Log(run_dir, CONFIG, first_step=0, max_steps=5, wandb=None)
+    log.step({"step": 1, "loss": float("nan"), "grad_norm": float("inf"), "eval_loss": None})
+    log.close()
+    line = (run_dir / METRICS).read_text()
+    assert line == '{"step": 1, "loss": null, "grad_norm": null, "eval_loss": null}\n'
 
 
 def test_config_is_kept(run_dir):
