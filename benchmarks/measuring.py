@@ -55,19 +55,24 @@ def apart(script: str, *arguments: object) -> int:
     return int(done.stdout)
 
 
+def commit() -> str:
+    """The commit of the source tree, `+` where it is changed."""
+    command = ["git", "describe", "--always", "--abbrev=40", "--dirty=+"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    return done.stdout.strip()
+
+
 def keep(name: str, device: torch.device, facts: dict[str, Any]) -> None:
     """Writes benchmarks/results/NAME_DEVICE.json: the facts, and how they were measured."""
     gpu = device.type == "cuda"
     described = torch.cuda.get_device_name(device) if gpu else platform.processor()
-    command = ["git", "describe", "--always", "--abbrev=40", "--dirty=+"]
-    commit = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     whole = {
         **facts,
         "device": described or platform.machine(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "command": " ".join(sys.argv),
-        "commit": commit.stdout.strip(),
+        "commit": commit(),
     }
     target = ROOT / "benchmarks" / "results" / f"{name}_{device.type}.json"
     target.write_text(json.dumps(whole, indent=1) + "\n")
