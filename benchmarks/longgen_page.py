@@ -1,6 +1,7 @@
 """The LongGen sections of docs/results.md: the lab's table, the placement study, the speed table.
 
 python benchmarks/longgen_page.py lab outputs/longgen        after launch/longgen.sh
+python benchmarks/longgen_page.py extend outputs/longgen_extend   after launch/longgen_extend.sh
 python benchmarks/longgen_page.py speed benchmarks/results   after benchmarks/longgen.py
 """
 
@@ -16,6 +17,7 @@ from benchmarks.results_page import PROTOCOL, perplexities, replace, table  # no
 from benchmarks.training_free_page import depths, retrieval  # noqa: E402
 from longctx.eval.figures import COLOURS, new_axes, save  # noqa: E402
 from longctx.eval.report import read_results  # noqa: E402
+from longctx.train.log import read_metrics  # noqa: E402
 
 METHODS = {
     "full": "full attention",
@@ -82,6 +84,38 @@ def lab(out: Path) -> str:
             "![Passkeys found and perplexity by placement](figures/longgen_placement.png)",
             "",
             f"Made by `bash launch/longgen.sh`, commit {found['full']['commit']}.",
+            "",
+        ]
+    )
+
+
+EXTENDED = {
+    "full_2048": "full attention, rows of 2,048",
+    "window_2048": "**LongGen**, rows of 2,048",
+    "window_4096": "**LongGen**, rows of 4,096",
+}
+
+
+def extend(out: Path) -> str:
+    """Window and pattern in one stage: perplexity by length, and what a step took."""
+    found = {name: read_results(out / f"{name}-eval") for name in EXTENDED}
+    lengths = sorted(perplexities(found["full_2048"]))
+    rows = []
+    for name, title in EXTENDED.items():
+        ppl, lines = perplexities(found[name]), read_metrics(out / name)
+        seconds = sorted(line["seconds"] for line in lines)[len(lines) // 2]
+        rows.append([title, *(f"{ppl[n]:.2f}" for n in lengths), f"{lines[-1]['tokens']:,}",
+                     f"{len(lines)}", f"{seconds:.1f}"])  # fmt: skip
+    settings = found["full_2048"]["tasks"]["perplexity"]["settings"]
+    head = [*(f"ppl {n:,}" for n in lengths), "tokens", "steps", "seconds a step, median"]
+    return "\n".join(
+        [
+            "",
+            f"Perplexity by `{PROTOCOL}`, stride {settings['stride']}, the first "
+            f"{settings['document_tokens']:,} tokens of each held-out document.",
+            "",
+            *table(["from the lab model, window 256", *head], rows),
+            f"Made by `bash launch/longgen_extend.sh`, commit {found['full_2048']['commit']}.",
             "",
         ]
     )
@@ -180,5 +214,5 @@ def speed(out: Path) -> str:
 
 
 if __name__ == "__main__":
-    write = {"lab": lab, "speed": speed}[sys.argv[1]]
+    write = {"lab": lab, "extend": extend, "speed": speed}[sys.argv[1]]
     replace(ROOT / "docs" / "results.md", f"longgen_{sys.argv[1]}", write(Path(sys.argv[2])))
