@@ -59,7 +59,7 @@ def _f1(found: list[str], wanted: list[str]) -> float:
     return 2 * shared / (len(found) + len(wanted))
 
 
-def wilson(successes: int, trials: int) -> Interval:
+def wilson(successes: float, trials: int) -> Interval:
     """95% interval of a share (Wilson's score interval); useful at 0 and at 1 too.
 
     Args:
@@ -85,7 +85,10 @@ def bootstrap(values: Sequence[float]) -> Interval:
 
 
 def interval(values: Sequence[float]) -> Interval:
-    """95% interval of a mean: Wilson's where every value is 0 or 1, else the bootstrap's."""
-    if all(value in (0, 1) for value in values):
-        return wilson(round(sum(values)), len(values))
+    """95% interval of a mean of values from 0 to 1: the bootstrap's, or Wilson's.
+
+    Wilson's where every value is 0 or 1, and where all are alike: there the bootstrap has no width.
+    """
+    if all(value in (0, 1) for value in values) or len(set(values)) == 1:
+        return wilson(sum(values), len(values))
     return bootstrap(values)

@@ -209,7 +209,7 @@ class Cell:
             found = subject.decode(greedy(subject.model, rest, new_tokens, contexts))
         prediction = CONTROL.sub("\n", found.strip()).strip()
         text = self.reader.full(prompt)
-        spans = [(at, at + len(e)) for e in prompt.evidence if (at := text.find(e)) >= 0]
+        spans = [(at, at + len(e)) for e in prompt.evidence if (at := text.rfind(e)) >= 0]
         return {
             "task": self.task,
             "kind": self.kind,

@@ -52,6 +52,8 @@ def greedy(
 ) -> list[int]:
     """The most likely continuation, through the model's own cache; it ends early at an EOS.
 
+    A checkpoint's generation settings (a repetition penalty, beams) change nothing.
+
     Args:
         model: with transformers' `generate`. Call it inside `longctx.eval.score.evaluating`.
         prompt: tokens.
@@ -80,6 +82,9 @@ def greedy(
         temperature=None,
         top_p=None,
         top_k=None,
+        num_beams=1,
+        repetition_penalty=1.0,
+        no_repeat_ngram_size=0,
         pad_token_id=0,
         **beside,
     )

@@ -36,12 +36,14 @@ class Column:
         values: (value, half its 95% interval) of each model; None where it has none.
         text: how a value is written.
         rising: more is better.
+        ranked: False: how far its values are from chance is not known, so none is called the best.
     """
 
     name: str
     values: Sequence[Value | None]
     text: Callable[[float], str]
     rising: bool = True
+    ranked: bool = True
 
 
 def _percent(value: float) -> str:
@@ -101,21 +103,21 @@ def _mean(task: str, title: str) -> Callable[[Sequence[Results]], Iterator[Colum
 def _scores(task: str, title: str) -> Callable[[Sequence[Results]], Iterator[Column]]:
     def columns(models: Sequence[Results]) -> Iterator[Column]:
         values: list[Value | None] = []
+        known = True
         for m in models:
             cells = (result_of(m, task) or {"cells": []})["cells"]
-            halves = [
-                (c["interval"][1] - c["interval"][0]) / 2 if c["interval"] else 0 for c in cells
-            ]
+            known &= all(c["interval"] for c in cells)
+            halves = [(c["interval"][1] - c["interval"][0]) / 2 for c in cells if c["interval"]]
             mean = sum(c["score"] for c in cells) / len(cells) if cells else 0.0
             values.append((mean, hypot(*halves) / len(cells)) if cells else None)
-        yield Column(title, values, _percent)
+        yield Column(title, values, _percent, ranked=known)
 
     return columns
 
 
 def _k_max(models: Sequence[Results]) -> Iterator[Column]:
     values = [(result_of(m, "k_max") or {}).get("k_max") for m in models]
-    yield Column("k_max, tokens", _sure(values), _count)
+    yield Column("k_max, tokens", _sure(values), _count, ranked=False)
 
 
 def _ruler(models: Sequence[Results]) -> Iterator[Column]:
@@ -124,7 +126,7 @@ def _ruler(models: Sequence[Results]) -> Iterator[Column]:
     if (length := _shared([set(r) for r in rows])) is not None:
         yield Column(f"RULER at {length:,}, %", [r.get(length) for r in rows], _percent)
     values = [r.get("effective_length") for r in found]
-    yield Column("RULER effective length, tokens", _sure(values), _count)
+    yield Column("RULER effective length, tokens", _sure(values), _count, ranked=False)
 
 
 def _gain(row: dict[str, Any]) -> Value | None:
@@ -182,9 +184,10 @@ def _efficiency(models: Sequence[Results]) -> Iterator[Column]:
         return
     at = [r.get(length, {}) for r in rows]
     speed = [r.get("prefill_tokens_per_second") for r in at]
-    yield Column(f"prefill at {length:,}, tokens/s", _sure(speed), _count)
+    yield Column(f"prefill at {length:,}, tokens/s", _sure(speed), _count, ranked=False)
     decode = [r.get("decode_seconds") for r in at]
-    yield Column("decode, ms a token", _sure(decode), lambda v: f"{1000 * v:.1f}", rising=False)
+    title = "decode, ms a token"
+    yield Column(title, _sure(decode), lambda v: f"{1000 * v:.1f}", rising=False, ranked=False)
     cache = [r.get("cache_bytes") for r in at]
     yield Column("cache, MiB", _sure(cache), lambda v: f"{v / 2**20:,.1f}", rising=False)
 
@@ -213,7 +216,7 @@ def _cells(column: Column, odd: Sequence[bool]) -> list[str]:
     def best(value: Value) -> bool:
         return abs(value[0] - top) <= hypot(value[1], margin)
 
-    clear = not any(odd) and not all(map(best, values))
+    clear = column.ranked and not any(odd) and not all(map(best, values))
     texts = []
     for value, strange in zip(column.values, odd, strict=True):
         if value is None:
@@ -238,7 +241,8 @@ def section(models: Sequence[Results]) -> Iterator[str]:
     if len(models) > 1:
         yield (
             "Bold: the best of a column and what cannot be told from it (unpaired, so cautious), "
-            "where all were measured alike and some are worse."
+            "where all were measured alike and some are worse. k_max, effective lengths and times "
+            "have no interval: none is called the best."
         )
     if any(MARK in cell for _, cells in columns for cell in cells):
         yield f"{MARK.strip()}: measured under other settings than the model in the first row."

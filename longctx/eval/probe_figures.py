@@ -8,7 +8,15 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from longctx.eval.figures import COLOURS, MARKERS, Results, new_axes, result_of, save
+from longctx.eval.figures import (
+    COLOURS,
+    MARKERS,
+    Results,
+    legend,
+    new_axes,
+    result_of,
+    save,
+)
 
 
 def tiles(
@@ -160,5 +168,5 @@ def babi_figure(models: Sequence[Results], path: Path) -> str:
     axes.set_xlabel("prompt length, tokens")
     axes.set_ylabel("right, %")
     axes.set_title("Babi-style questions, with 95% intervals", fontsize=11)
-    axes.legend(frameon=False, fontsize=8)
+    legend(figure)
     return save(figure, path)

@@ -22,13 +22,14 @@ from longctx.eval.config import EvalConfig
 from longctx.eval.figures import Results
 from longctx.eval.subject import Subject
 from longctx.models.load import RECORD, describe, local_tokenizer
+from longctx.models.place import device_for, dtype_for
 
 WEIGHTS = (".safetensors", ".bin", ".gguf", ".json", ".model")
 
 
 def identity(cfg: EvalConfig) -> dict[str, Any]:
     """The model under test: its settings, and size and time of its files."""
-    path = Path(cfg.path)
+    path = Path(cfg.path).expanduser()
     files = sorted(path.iterdir()) if path.is_dir() else [path] if path.is_file() else []
     stamps = [
         (file.name, file.stat().st_size, file.stat().st_mtime_ns)
@@ -41,7 +42,7 @@ def identity(cfg: EvalConfig) -> dict[str, Any]:
         "attention": cfg.attention,
         "rope": None if cfg.scaling is None else asdict(cfg.scaling),
         "tokenizer": cfg.tokenizer,
-        "dtype": cfg.dtype,
+        "dtype": dtype_for(cfg.dtype, device_for(cfg.device)),
     }
 
 

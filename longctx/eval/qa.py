@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from longctx.errors import UserError
-from longctx.eval.answers import bootstrap, contained, exact, f1, wilson
+from longctx.eval.answers import contained, exact, f1, interval, wilson
 from longctx.eval.config import EvalConfig
 from longctx.eval.config_contexts import QaConfig
 from longctx.eval.context import context_window, greedy, has_encoder
@@ -132,7 +132,7 @@ def summary(cell: Cell, records: Sequence[Sample]) -> dict[str, Any]:
         right = sum(r[key] for r in records)
         row |= {key: right / n, f"{key}_interval": list(wilson(right, n))}
     scores = [r["f1"] for r in records]
-    row |= {"f1": sum(scores) / n, "f1_interval": list(bootstrap(scores))}
+    row |= {"f1": sum(scores) / n, "f1_interval": list(interval(scores))}
     complete = sum(bool(r["gold"]) and set(r["gold"]) <= set(r["passages"]) for r in records)
     row["gold_found"] = complete / n
     row["passages_cut"] = sum(r["passages_cut"] for r in records)

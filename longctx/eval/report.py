@@ -102,10 +102,18 @@ def _unequal_section(models: Sequence[Results]) -> Iterator[str]:
 def _made_section(models: Sequence[Results]) -> Iterator[str]:
     yield from ("## How it was made", "")
     for m in models:
-        versions = ", ".join(f"{name} {version}" for name, version in m["versions"].items())
-        made = f"by `{m['command']}`, seed {m['seed']}, commit {m['commit']}, {versions}"
-        yield f"- {m['label']}: {made}"
+        tasks: dict[str, list[str]] = {}
+        for task, entry in m["tasks"].items():  # runs at different times fill one directory
+            tasks.setdefault(_made(entry.get("made", m)), []).append(task)
+        for made, names in tasks.items():
+            which = "" if len(tasks) == 1 else f" ({', '.join(names)})"
+            yield f"- {m['label']}{which}: {made}"
     yield ""
+
+
+def _made(by: Results) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in by["versions"].items())
+    return f"by `{by['command']}`, seed {by['seed']}, commit {by['commit']}, {versions}"
 
 
 def write_report(models: Sequence[Results], out: Path) -> str:

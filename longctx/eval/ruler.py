@@ -141,13 +141,15 @@ def row(task: str, length: int, records: Sequence[Sample]) -> dict[str, Any]:
     n, tokens = len(scores), [r["tokens"] for r in records]
     mean = sum(scores) / n
     spread = sum((s - mean) ** 2 for s in scores) / max(1, n - 1)
+    low, high = interval(scores)
     return {
         "task": task,
         "length": length,
         "samples": n,
         "score": mean,
-        "interval": list(interval(scores)),
-        "variance": spread / n,
+        "interval": [low, high],
+        # A few samples that are all right do not make the score sure.
+        "variance": max(spread / n, ((high - low) / 2 / Z) ** 2),
         "empty": sum(not r["prediction"] for r in records),
         "tokens": [min(tokens), max(tokens)],
         "new_tokens": NEW_TOKENS[task],

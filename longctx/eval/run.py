@@ -5,7 +5,7 @@ the same command again computes only what is missing. The model is loaded only i
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -130,11 +130,12 @@ def settings_of(cfg: EvalConfig, task: str) -> dict[str, Any]:
     return {**lengths, **asdict(getattr(cfg, task)), **INPUTS[task](cfg)}
 
 
-def _write_samples(out: Path, task: str, samples: list[Sample]) -> None:
-    """Replaces the task's lines of `samples.jsonl`."""
+def _write_samples(out: Path, task: str, samples: list[Sample], kept: Container[str]) -> None:
+    """Replaces the task's lines of `samples.jsonl`; of the others stay those of `kept` tasks."""
     path = out / SAMPLES
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    lines = [line for line in lines if json.loads(line)["task"] != task]
+    tasks = [json.loads(line)["task"] for line in lines]
+    lines = [x for x, own in zip(lines, tasks, strict=True) if own != task and own in kept]
     lines += [json.dumps(sample) for sample in samples]
     write_atomically(path, "".join(f"{line}\n" for line in lines))
 
@@ -171,11 +172,12 @@ def evaluate(cfg: EvalConfig, ranks: Mesh | None = None) -> tuple[Results, str]:
             continue
         journal.begin(f"{task}-{digest(own_identity, own, cfg.batch_tokens, device.split(':')[0])}")
         result, samples = RUN[task](cfg, subject)
-        done[task] = {"hash": key, "settings": own, "result": result}
-        results |= {"model": cfg.path, **facts(subject), **made(cfg.seed), "label": label(cfg)}
+        how = made(cfg.seed)
+        done[task] = {"hash": key, "settings": own, "result": result, "made": how}
+        results |= {"model": cfg.path, **facts(subject), **how, "label": label(cfg)}
         if journal.first:
             out.mkdir(parents=True, exist_ok=True)
-            _write_samples(out, task, samples)
+            _write_samples(out, task, samples, done)
             write_results(results, out)
         journal.end()
     results["label"] = label(cfg)

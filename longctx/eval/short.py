@@ -137,6 +137,11 @@ def _answer(question: Question, index: int, subject: Subject) -> Sample:
     ]
     prompt = [*([] if bos is None else [bos]), *front]
     found = losses(subject.model, prompt, choices)
+    if not np.isfinite(found).all():
+        raise UserError(
+            f"short: the model's loss is not finite behind question {index}: try dtype=fp32"
+        )
+    best = [number for number, loss in enumerate(found) if loss == min(found)]
     return {
         "task": "short",
         "kind": "continuation",
@@ -147,8 +152,8 @@ def _answer(question: Question, index: int, subject: Subject) -> Sample:
         "losses": found,
         "tokens": len(prompt) + max(map(len, choices)),
         "answer": 0,
-        "prediction": int(np.argmin(found)),
-        "score": float(np.argmin(found) == 0),
+        "prediction": best[-1],
+        "score": float(best == [0]),  # the right one stands first: a tie is no answer
     }
 
 
@@ -201,7 +206,7 @@ def _theirs(task: str, cfg: EvalConfig, subject: Subject) -> dict[str, Any]:
     seeds = dict.fromkeys(("random_seed", "numpy_random_seed", "torch_random_seed"), cfg.seed)
     try:
         found = lm_eval.simple_evaluate(
-            model=model, tasks=[task], limit=cfg.short.samples, bootstrap_iters=0, **seeds
+            model=model, tasks=[task], limit=cfg.short.samples, bootstrap_iters=1, **seeds
         )
     except OSError as error:
         words = " ".join(str(error).split())[:200]

@@ -59,7 +59,7 @@ class Subject:
 
 def require_own_tokenizer(cfg: EvalConfig) -> None:
     """Raises UserError if the model brings a tokenizer along and is asked with another one."""
-    own = Path(cfg.path)
+    own = Path(cfg.path).expanduser()
     brings = any((own / name).is_file() for name in DEFINING)
     if cfg.model.tokenizer is None or not brings:
         return

@@ -16,6 +16,7 @@ import time
 from datetime import timedelta
 from types import TracebackType
 
+import torch
 import torch.distributed as dist
 
 from longctx.parallel.mesh import Mesh
@@ -61,7 +62,8 @@ class Heartbeat:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if isinstance(error, RuntimeError) and not self._over.is_set():
+        own = isinstance(error, torch.OutOfMemoryError)  # nobody else's fault
+        if isinstance(error, RuntimeError) and not own and not self._over.is_set():
             patience = self._limit + SUSPICIOUS * self._interval
             self._limit = SUSPICIOUS * self._interval
             self._over.wait(patience)

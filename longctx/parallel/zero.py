@@ -30,11 +30,32 @@ from deepspeed.utils import (
 )
 
 logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+# Of a skipped step the trainer says why; DeepSpeed would call any of them not finite.
+logging.getLogger("DeepSpeed").addFilter(lambda line: "OVERFLOW!" not in line.getMessage())
 # An inference-only shared-memory op that DeepSpeed would compile for a minute on CPU, under a file
 # lock that a killed run never releases.
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def _cut(module: nn.Module, config: dict[str, Any], device: torch.device) -> None:
+    """Shards a built module, one parameter after another: no device ever holds it whole.
+
+    `deepspeed.initialize` would move all of it to the device first. What it does beside that to a
+    module that it finds whole is done here: one dtype, and buffers on the device.
+
+    Args:
+        module: with the same weights on all ranks; its parameters are changed in place.
+        config: DeepSpeed's.
+        device: of the rank.
+    """
+    dtype = torch.bfloat16 if config["bf16"]["enabled"] else torch.float32
+    for parameter in module.parameters():
+        parameter.data = parameter.data.to(dtype)
+    for buffer in module.buffers():
+        buffer.data = buffer.data.to(device)
+    deepspeed.zero.Init(module=module, config_dict_or_path=config, dtype=dtype)
 
 
 class Engine:
@@ -64,11 +85,14 @@ class Engine:
             for part in module.modules():
                 if hasattr(part, "tile"):  # its function takes all its weights, whole
                     set_z3_leaf_module(part, True)
+        config = deepspeed_config(run, mesh.dp_size)
+        if self.stage == 3:
+            _cut(module, config, mesh.device)
         self.engine, *_ = deepspeed.initialize(
             model=module,
             optimizer=optimizer,
             model_parameters=list(trainable.values()),
-            config=deepspeed_config(run, mesh.dp_size),
+            config=config,
         )
         self.norm = math.inf  # of the step being taken, before clipping
         self.accepts: Callable[[float], bool] = math.isfinite
@@ -149,13 +173,14 @@ class Engine:
         return float(torch.nn.utils.get_total_norm(grads))
 
     def state(self) -> Iterator[tuple[str, dict[str, Tensor]]]:
-        """Each trained parameter's name, fp32 weight and Adam moments, whole, on CPU.
+        """Each trained parameter's name, fp32 weight and Adam moments, whole.
 
-        Collective: all ranks walk the parameters together.
+        Collective: all ranks walk the parameters together. On the device, and possibly what the
+        next step changes: who keeps something copies it.
         """
         self._add_moments()
         for name, parameter in self.trainable.items():
-            yield name, {k: v.detach().cpu() for k, v in self._full(parameter).items()}
+            yield name, {k: v.detach() for k, v in self._full(parameter).items()}
 
     def _full(self, parameter: nn.Parameter) -> dict[str, Tensor]:
         if self.stage == 0:

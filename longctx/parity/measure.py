@@ -30,6 +30,7 @@ from longctx.train.trainer import Trainer
 # A gradient below this share of the largest one is measured against that share: k's bias has none,
 # in exact arithmetic, and rounding is no error of the topology.
 FLOOR = 1e-4
+NO_GPU = {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
 KINDS: dict[str, dict[str, dict[str, Any]]] = {
     "packed": {"data": {"packing": "concat", "mask_documents": True}},
     "padded": {"data": {"packing": "best_fit", "mask_documents": True}},
@@ -183,7 +184,7 @@ def rank() -> int:
 def _rank(number: int, world: int, port: int, work: Callable[[], None]) -> None:
     os.environ.update(
         RANK=str(number), LOCAL_RANK=str(number), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(port), OMP_NUM_THREADS="1", CUDA_VISIBLE_DEVICES="",
+        MASTER_PORT=str(port), OMP_NUM_THREADS="1",
     )  # fmt: skip
     torch.set_num_threads(1)
     # Torch renames collectives that this DeepSpeed still calls by their old names.
@@ -196,7 +197,15 @@ def on_ranks(world: int, work: Callable[[], None]) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
-    torch.multiprocessing.spawn(_rank, (world, port, work), world)
+    before = dict(os.environ)
+    os.environ.update(NO_GPU)  # before they start: unpickling `work` imports deepspeed
+    try:
+        torch.multiprocessing.spawn(_rank, (world, port, work), world)
+    finally:
+        for name in NO_GPU:
+            del os.environ[name]
+            if name in before:
+                os.environ[name] = before[name]
 
 
 def keep_plain(run: RunConfig, recipe: Recipe, kinds: list[str], place: Path) -> None:

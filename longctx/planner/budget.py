@@ -10,6 +10,7 @@ from longctx.planner import speed, step
 from longctx.planner.machine import GIB, Machine
 from longctx.planner.states import (
     ADAM,
+    GATHERED,
     GRADIENTS,
     MASTER,
     UPDATE,
@@ -148,14 +149,21 @@ class Planner:
 
 
 def _start(run: RunConfig, of: Sizes, machine: Machine) -> Parts:
-    """While the engine is built: stages 1 and 2 copy the trained weights into one tensor."""
+    """While the engine is built: stages 1 and 2 copy the trained weights into one tensor.
+
+    A GPU gets a stage 3 model in shards, a parameter at a time (`Engine`); a CPU had it whole.
+    """
     width = 2 if run.train.dtype == "bf16" else 4
-    stage, n = run.parallel.zero_stage, machine.gpus
+    stage, n, gpu = run.parallel.zero_stage, machine.gpus, machine.is_gpu
     whole = width * of.parameters
-    parts: Parts = {WEIGHTS: whole / n if stage == 3 and machine.is_gpu else whole}
+    parts: Parts = {WEIGHTS: whole}
+    if stage == 3 and gpu:
+        parts = {GATHERED: width * of.largest}
+        if not run.parallel.offload_parameters:
+            parts[WEIGHTS] = whole / n
     if stage in (1, 2):
         parts["flat copy"] = width * of.trained
-    if stage:
+    if stage and not (gpu and run.parallel.offload_optimizer):
         parts[MASTER] = 4 * of.trained / n
     return parts
 

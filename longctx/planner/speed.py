@@ -61,7 +61,8 @@ def teacher_flops(run: RunConfig, model: Any) -> float:
     tokens = run.data.seq_len + run.contexts.tokens
     decoder = model.get_decoder()
     weights = meter.matmul_weights(decoder) + model.get_output_embeddings().weight.numel()
-    return 2.0 * weights * tokens + 2.0 * meter.attention_width(decoder) * tokens**2
+    attention: float = 2.0 * meter.attention_width(decoder) * tokens**2
+    return attention + float(2.0 * weights * tokens)
 
 
 def time(run: RunConfig, model: Any, of: Sizes, machine: Machine) -> Time:

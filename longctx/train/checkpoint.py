@@ -26,6 +26,7 @@ from longctx.parallel.mesh import Mesh
 
 INDEX = "checkpoint.json"
 CHECK = ".check"  # beside each file until all are there: its checksum
+OTHERS = "another rank failed"
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,7 @@ def place(root: Path, step: int) -> Path:
 def share(
     state: Iterator[tuple[str, dict[str, Tensor]]], mesh: Mesh, copy: bool = False
 ) -> dict[str, Tensor]:
-    """What this rank writes: about as many numbers as the others. Collective.
+    """What this rank writes, on CPU: about as many numbers as the others. Collective.
 
     Args:
         state: `Engine.state()`.
@@ -138,8 +139,11 @@ def share(
         owner = shares.index(min(shares))
         shares[owner] += values["weight"].numel()
         if owner == mesh.rank:
-            for kind, value in values.items():
-                mine[f"{key}/{kind}"] = value.to("cpu", torch.float32, copy=copy).contiguous()
+            mine |= {
+                f"{key}/{kind}": value.to("cpu", torch.float32, copy=copy).contiguous()
+                for kind, value in values.items()
+            }
+        del values  # one parameter at a time on the device
     return mine
 
 
@@ -159,7 +163,7 @@ def all_or_none(partial: Path, failure: str | None, mesh: Mesh) -> None:
     if mesh.main:
         shutil.rmtree(partial, ignore_errors=True)
     mesh.barrier()
-    raise SaveError(f"{partial.with_suffix('')} could not be written: {failure or 'a rank failed'}")
+    raise SaveError(f"{partial.with_suffix('')} could not be written: {failure or OTHERS}")
 
 
 def write_share(partial: Path, mine: dict[str, Tensor], mesh: Mesh) -> None:

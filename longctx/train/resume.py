@@ -14,6 +14,7 @@ MAY_CHANGE = {
     "wandb",
     "resume",
     "dry_run",
+    "force",
     "run_dir",
     "in_loop",
     "parallel",

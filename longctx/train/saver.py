@@ -3,7 +3,7 @@
 Beside it (`train.save_async`): each rank copies its share to host memory at the end of a step and
 a thread writes it; after each later step the ranks hear how many are done, by the sum they take
 anyway, and once all are, rank 0 gives the checkpoint its name. One is under way at a time. Costs
-the copy, another 12 bytes per trained parameter and rank of host memory, and no waiting.
+the copy, and host memory for it: 12 bytes per trained parameter, divided by the ranks.
 """
 
 import threading
@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from longctx.config import TrainConfig
-from longctx.parallel.mesh import Mesh
+from longctx.parallel.mesh import Mesh, first_to
 from longctx.train import checkpoint
 from longctx.train.checkpoint import SaveError
 from longctx.train.log import say
@@ -109,7 +109,8 @@ class Saver:
             self._named.publish(self.config.keep_last)
 
     def _warn(self, line: str) -> None:
-        if self.mesh.main:
+        knows = not line.endswith(checkpoint.OTHERS)
+        if (self.mesh.main or knows) and first_to(f"warn {line}"):
             say(f"warning: {line}; the run goes on")
 
 

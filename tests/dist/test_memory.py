@@ -1,4 +1,4 @@
-"""What saves memory changes no number: offload, tiles, layer inputs on the CPU, ZeRO 0-3."""
+"""What saves memory changes no number: offload, tiles, layer inputs on the CPU, start in shards."""
 
 import shutil
 from pathlib import Path
@@ -6,40 +6,57 @@ from pathlib import Path
 import pytest
 import torch
 
-from longctx.parallel import mesh
+from longctx.parallel import mesh, zero
 from longctx.train.checkpoint import newest
 from longctx.train.trainer import Trainer
 from recipes.causal_lm import RECIPE
 from tests.helpers.spawn import spawn
 from tests.helpers.tiny import make_store, tiny_run
 
-TOLERANCE = 2e-6  # relative to a tensor's largest entry, after six steps in fp32
-MORE = ("train.max_steps=6", "train.save_every=3", "train.keep_last=0")
-CHECKPOINTED = "parallel.activation_checkpointing=true"
-PLAIN = {f"plain-{stage}": (f"parallel.zero_stage={stage}",) for stage in range(4)}
-OFFLOADED = {
-    f"optimizer-{stage}": (f"parallel.zero_stage={stage}", "parallel.offload_optimizer=true")
-    for stage in (1, 2, 3)
-} | {
-    "parameters-3": ("parallel.zero_stage=3", "parallel.offload_parameters=true"),
-    "both-3": (
-        "parallel.zero_stage=3", "parallel.offload_parameters=true",
-        "parallel.offload_optimizer=true",
+TOLERANCE = 2e-6  # relative to a tensor's largest entry, after four steps in fp32
+STEPS, SAVED = 4, 2
+MORE = (
+    f"train.max_steps={STEPS}", f"train.save_every={SAVED}", "train.keep_last=0",
+    "train.micro_batch_rows=2", "data.held_out=[]",
+)  # fmt: skip
+STAGE_2, STAGE_3 = "parallel.zero_stage=2", "parallel.zero_stage=3"
+OPTIMIZER = "parallel.offload_optimizer=true"
+RUNS = {
+    "plain-2": (STAGE_2,),
+    "plain-3": (STAGE_3,),
+    "optimizer-2": (STAGE_2, OPTIMIZER),
+    "both-3": (STAGE_3, OPTIMIZER, "parallel.offload_parameters=true"),
+    "tiles-3": (
+        STAGE_3, "parallel.mlp_tile=20", "parallel.activation_checkpointing=true",
+        "parallel.offload_checkpoints=true",
     ),
 }  # fmt: skip
-TILED = {
-    f"tiles-{stage}": (
-        f"parallel.zero_stage={stage}", "parallel.mlp_tile=20", CHECKPOINTED,
-        "parallel.offload_checkpoints=true",
-    )
-    for stage in range(4)
-} | {"tiles_alone-3": ("parallel.zero_stage=3", "parallel.mlp_tile=20")}  # fmt: skip
+RESUMED, SOURCE = "both_after_optimizer-2", "optimizer-2"
 
 
-def train(folder: Path, runs: dict[str, tuple[str, ...]]) -> None:
-    """On each rank: one run after another, each in its directory."""
-    ranks = mesh.start()
-    for name, more in runs.items():
+def count_whole(folder: Path, name: list[str]) -> None:
+    """Notes how many elements a module still holds when DeepSpeed gets it."""
+    usual = zero.deepspeed.initialize
+
+    def initialize(model, **named):
+        held = sum(p.data.numel() for p in model.parameters())
+        (folder / f"{name[-1]}.held").write_text(str(held))
+        return usual(model=model, **named)
+
+    zero.deepspeed.initialize = initialize
+
+
+def train(folder: Path) -> None:
+    """On each rank: one run after another, each in its directory; the last one resumes."""
+    ranks, at = mesh.start(), [""]
+    if ranks.main:
+        count_whole(folder, at)
+    for name, more in {**RUNS, RESUMED: RUNS["both-3"]}.items():
+        at.append(name)
+        if name == RESUMED and ranks.main:
+            step = Path("checkpoints") / f"step_{SAVED:08d}"
+            shutil.copytree(folder / SOURCE / step, folder / name / step)
+        ranks.barrier()
         run = tiny_run(folder / "store", folder / name, *MORE, *more)
         trainer = Trainer(run, RECIPE, ranks)
         trainer.fit()
@@ -49,7 +66,7 @@ def train(folder: Path, runs: dict[str, tuple[str, ...]]) -> None:
 
 def state(run_dir: Path) -> dict[str, torch.Tensor]:
     found, problems = newest(run_dir / "checkpoints")
-    assert found is not None and not problems and found.step == 6
+    assert found is not None and not problems and found.step == STEPS
     return {f"{n}/{kind}": x for n, values in found.state() for kind, x in values.items()}
 
 
@@ -61,17 +78,12 @@ def furthest(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) 
 @pytest.mark.dist
 def test_what_saves_memory_changes_no_number(tmp_path):
     make_store(tmp_path / "store")
-    spawn(train, 2, tmp_path, PLAIN | OFFLOADED | TILED)
-    same = {n: furthest(state(tmp_path / n), state(tmp_path / f"plain-{n[-1]}"))
-            for n in OFFLOADED | TILED}  # fmt: skip
+    spawn(train, 2, tmp_path)
+    plain = {stage: state(tmp_path / f"plain-{stage}") for stage in "23"}
+    assert furthest(plain["3"], plain["2"]) <= TOLERANCE
+    switched = [name for name in (*RUNS, RESUMED) if not name.startswith("plain")]
+    same = {n: furthest(state(tmp_path / n), plain[n[-1]]) for n in switched}
     assert max(same.values()) <= TOLERANCE, same
-
-    crossed = {}
-    for name, source in (("both-3", "plain-1"), ("optimizer-2", "both-3"), ("plain-0", "tiles-3")):
-        start = tmp_path / f"after-{source}-{name}"
-        step = Path("checkpoints") / "step_00000003"
-        shutil.copytree(tmp_path / source / step, start / step)
-        crossed[start.name] = (PLAIN | OFFLOADED)[name]
-    spawn(train, 2, tmp_path, crossed)
-    goes_on = {n: furthest(state(tmp_path / n), state(tmp_path / "plain-1")) for n in crossed}
-    assert max(goes_on.values()) <= TOLERANCE, goes_on
+    for name in RUNS:
+        held = int((tmp_path / f"{name}.held").read_text())
+        assert (held == 0) == name.endswith("3"), (name, held)

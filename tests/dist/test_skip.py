@@ -78,8 +78,8 @@ def faulty_trainer(run, ranks, bad: dict[int, str]) -> tuple[Trainer, Faulty]:
     return Trainer(run, dataclasses.replace(RECIPE, loss=loss), ranks), loss
 
 
-def check_stage(store: Path, out: Path, ranks: mesh.Mesh, stage: int) -> None:
-    more = (*MORE, f"parallel.zero_stage={stage}", "train.skip_above=100")
+def check_stage(store: Path, out: Path, ranks: mesh.Mesh, stage: int, dtype: str) -> None:
+    more = (*MORE, f"parallel.zero_stage={stage}", "train.skip_above=100", f"train.dtype={dtype}")
     run = tiny_run(store, out / f"bad-{stage}", *more)
     trainer, loss = faulty_trainer(run, ranks, BAD)
     trainer.guard.norms = [1.0] * 20  # as if some steps had been taken, so that huge is huge
@@ -137,8 +137,10 @@ def first_is_bad(store: Path, out: Path, ranks: mesh.Mesh, stage: int) -> None:
 def on_ranks(store: Path, out: Path) -> None:
     ranks = mesh.start()
     for stage in (0, 1, 2, 3):
-        check_stage(store, out, ranks, stage)
+        check_stage(store, out, ranks, stage, "fp32")
         first_is_bad(store, out, ranks, stage)
+    for stage in (1, 3):
+        check_stage(store, out, ranks, stage, "bf16")
     run = tiny_run(store, out / "stops", *MORE, "train.max_skipped=3")
     trainer, loss = faulty_trainer(run, ranks, dict.fromkeys((1, 2, 4, 5, 6), "loss nan"))
     with pytest.raises(UserError, match=r"step 7: .*bad step number 3 in a row"):

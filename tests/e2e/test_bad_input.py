@@ -49,6 +49,19 @@ COMPOSED = {
         "optim.schedule='foo' is not one of constant, linear, cosine",
     ),
     "zero stage": (["parallel.zero_stage=5"], "parallel.zero_stage=5 is not one of 0, 1, 2, 3"),
+    "tile": (["parallel.mlp_tile=-1"], "parallel.mlp_tile=-1 must be at least 0, tokens"),
+    "weights offloaded without shards": (
+        ["parallel.zero_stage=2", "parallel.offload_parameters=true"],
+        "parallel.offload_parameters=true needs parallel.zero_stage=3",
+    ),
+    "an optimizer offloaded without shards": (
+        ["parallel.zero_stage=0", "parallel.offload_optimizer=true"],
+        "parallel.offload_optimizer=true needs parallel.zero_stage 1, 2 or 3",
+    ),
+    "layer inputs offloaded that are not kept": (
+        ["parallel.activation_checkpointing=false", "parallel.offload_checkpoints=true"],
+        "parallel.offload_checkpoints=true needs parallel.activation_checkpointing=true",
+    ),
     "logger": (["logger=foo"], "logger='foo' is not one of wandb, none"),
     "seed": (["seed=-1"], "seed=-1 must be at least 0"),
     "no learning rate": (["optim.lr=0"], "optim.lr=0.0 must be above 0"),

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from longctx.eval.journal import Journal
 from tests.helpers.fakes import Fake, characters
 
 
@@ -97,4 +98,5 @@ def subject(model: nn.Module, bos: int | None = None) -> SimpleNamespace:
         encode=characters,
         decode=lambda tokens: "".join(map(chr, tokens)),
         tokenizer=SimpleNamespace(bos_token_id=bos),
+        journal=Journal(),
     )

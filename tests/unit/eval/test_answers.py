@@ -1,6 +1,15 @@
 import pytest
 
-from longctx.eval.answers import bootstrap, contained, exact, f1, holds, normalise, wilson
+from longctx.eval.answers import (
+    bootstrap,
+    contained,
+    exact,
+    f1,
+    holds,
+    interval,
+    normalise,
+    wilson,
+)
 
 
 @pytest.mark.parametrize(
@@ -69,3 +78,9 @@ def test_bootstrap():
     assert 0.38 < low < 0.43 and 0.57 < high < 0.62  # 0.5 +- 1.96 * 0.05
     assert bootstrap(values) == (low, high)
     assert bootstrap([0.25] * 7) == pytest.approx((0.25, 0.25))
+
+
+def test_an_interval_has_a_width():
+    assert interval([1, 1, 0.0, 1.0]) == wilson(3, 4) and interval([1.0] * 5) == wilson(5, 5)
+    assert interval([0.25] * 8) == wilson(2, 8)
+    assert interval([0.25, 0.5, 1]) == bootstrap([0.25, 0.5, 1])

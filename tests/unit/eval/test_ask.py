@@ -107,3 +107,18 @@ def test_an_encoder_reads_what_the_decoder_has_no_room_for():
     assert divide(Pupil(100, encoder_window=60), tokens[:90], 10) == ([], tokens[:90])
     with pytest.raises(UserError, match="decoder's window of 10"):
         divide(Pupil(10, encoder_window=60), tokens, 10)
+
+
+class Shown(Lines):
+    """What holds the answer stands in a solved example too."""
+
+    def write(self, size: int, index: int, draw: Random) -> Prompt:
+        prompt = super().write(size, index, draw)
+        return replace(prompt, text=f"{prompt.evidence[0]}, said the example.\n{prompt.text}")
+
+
+def test_evidence_is_what_comes_last():
+    record = cell(source=Shown()).ask(1, 0, lambda *_: 0)
+    [(start, stop)] = record["evidence"]
+    found = record["prompt"][start:stop]
+    assert start > 0 and found == f"code of X is {record['answers'][0]}"

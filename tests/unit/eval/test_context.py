@@ -84,3 +84,14 @@ def test_a_real_model_reads_contexts_in_its_encoder(cepe):
         new = greedy(cepe, tokens[0].tolist(), 3, contexts[0].tolist())
         step = cepe(input_ids=tokens, context_ids=contexts).logits[0, -1].argmax()
     assert new[0] == step and len(new) <= 3
+
+
+def test_greedy_is_greedy_whatever_the_checkpoint_s_generation_settings():
+    model = build_model({"model_type": "llama", "num_key_value_heads": 1, **SIZES, **HEADS}).eval()
+    model.generation_config.update(repetition_penalty=9.0, num_beams=3, no_repeat_ngram_size=1)
+    read = [3, 5, 7]
+    with evaluating(model):
+        new = greedy(model, read, 6)
+        for _ in range(6):
+            read.append(int(model(torch.tensor([read])).logits[0, -1].argmax()))
+    assert new == read[3:]

@@ -100,7 +100,7 @@ def test_one_forward_says_what_decoding_says(made, tmp_path):
         (["ruler.data={made}/none"], "none has no "),
         (["lengths=[600,9000]"], "ask for 9000 tokens, but the longest"),
         (["tasks=[ruler]", "lengths=[200]", "ruler.tasks=[niah_single_2]"], "shortest prompt of"),
-        (["+attention={name: nosuch}", "tasks=[needle]"], "nosuch"),
+        (["attention=dca", "attention.name=nosuch", "tasks=[needle]"], "nosuch"),
     ],
 )
 def test_refusals_are_one_line(made, tmp_path, more, message):

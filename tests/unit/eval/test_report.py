@@ -149,6 +149,14 @@ def test_what_an_interval_cannot_tell_apart_is_not_ranked():
     assert not any("**" in row[1] for row in rows)
 
 
+def test_what_has_no_interval_is_not_ranked():
+    far = results("far")
+    far["tasks"]["k_max"]["result"]["k_max"] = 512
+    lines, _, rows = headline(results("ours"), far)
+    assert [row[3] for row in rows] == ["256", "512"]
+    assert any("k_max, effective lengths and times have no interval" in line for line in lines)
+
+
 def test_numbers_of_other_settings_are_marked_and_win_nothing():
     odd = results("odd", perplexity=1.0)
     odd["tasks"]["perplexity"]["settings"]["stride"] = 512

@@ -169,6 +169,9 @@ def test_intervals_of_an_average():
     sure = {"length": 4, "score": 1.0, "variance": 0.0}
     both = ruler.average([one, sure], 4)
     half = 1.959964 * (1 / 12) ** 0.5 / 2
+    right = ruler.row("vt", 4, [{"score": 1.0, "tokens": 1, "prediction": "x"}] * 5)
+    low, high = ruler.average([right, right], 4)["interval"]  # five right ones are no certainty
+    assert low == pytest.approx(1 - (1 - right["interval"][0]) / 2 / 2**0.5) and high == 1
     assert both["score"] == 0.75 and both["interval"] == pytest.approx([0.75 - half, 1.0])
 
 

@@ -16,6 +16,7 @@ from longctx.eval import passkey, run, subject
 from longctx.eval.config import EvalConfig, KMaxConfig, PasskeyConfig, PerplexityConfig
 from longctx.eval.config_contexts import ContextsConfig, QaConfig, RetrievalConfig
 from longctx.eval.config_template import TemplateConfig
+from longctx.eval.provenance import identity
 from longctx.models.load import build_model
 
 TOKENIZER = Path(__file__).resolve().parents[3] / "assets" / "lab-llama"
@@ -193,6 +194,26 @@ def test_another_model_starts_anew(cfg, calls):
     assert results["label"] == "tiny + pi"
     assert results["rope"]["factor"] == 2 and results["window"] == 256
     assert results["native_window"] == 128
+    assert {line["task"] for line in lines(cfg)} == {"k_max"}  # no samples of the other model
+
+
+def test_a_type_that_is_left_open_is_that_of_the_device(cfg):
+    assert identity(cfg) == identity(replace(cfg, dtype="fp32"))
+    assert identity(cfg) != identity(replace(cfg, device="meta"))  # no CPU: bf16
+
+
+def test_files_of_a_model_below_the_home_directory_are_looked_at(cfg, made, monkeypatch):
+    monkeypatch.setenv("HOME", str(made))
+    assert identity(replace(cfg, model=ModelConfig("tiny", "~/model", {}, None)))["files"]
+
+
+def test_each_task_keeps_how_it_was_made(cfg, monkeypatch):
+    for number, task in enumerate(("passkey", "k_max")):
+        monkeypatch.setattr("sys.orig_argv", ["evaluate.py", f"run={number}"])
+        results, report = run.evaluate(replace(cfg, tasks=[task]))
+    assert results["tasks"]["passkey"]["made"]["command"] == "evaluate.py run=0"
+    assert "- tiny (passkey): by `evaluate.py run=0`, seed 0" in report
+    assert "- tiny (k_max): by `evaluate.py run=1`, seed 0" in report
 
 
 def test_earlier_results_join_the_report(cfg, tmp_path):

@@ -83,6 +83,16 @@ def test_who_looks_is_right_and_who_does_not_guesses(monkeypatch):
     assert 0 < result["cells"][0]["score"] < 0.7
 
 
+def test_a_model_that_knows_nothing_is_not_right(monkeypatch):
+    """The right sentence stands first, which is where the least of equal numbers is found."""
+    monkeypatch.setattr(short, "_reading", lambda cfg, subject: reading())
+    flat = Fake(lambda tokens: torch.zeros(*tokens.shape, 128))
+    assert short.run(cfg(), asked(flat))[0]["cells"][0]["score"] == 0
+    broken = Fake(lambda tokens: torch.full((*tokens.shape, 128), torch.nan))
+    with pytest.raises(UserError, match=r"short: the model's loss is not finite behind question 0"):
+        short.run(cfg(), asked(broken))
+
+
 def test_too_little_text_is_told():
     with pytest.raises(UserError, match=r"store has 3 documents of 278 tokens or more, and contin"):
         list(reading(Memory(STORE.documents[:3])).questions(1, 0))
@@ -111,11 +121,12 @@ class Harness:
         self.settings = settings
         return "model"
 
-    def simple_evaluate(self, model, tasks, limit, **settings):
+    def simple_evaluate(self, model, tasks, limit, bootstrap_iters, **settings):
         assert model == "model" and settings["random_seed"] == 0
         if self.error:
             raise self.error
-        numbers = {"acc,none": 0.5, "acc_stderr,none": 0.05}
+        # As lm-eval: without resamples it tells no error of a mean either.
+        numbers = {"acc,none": 0.5, "acc_stderr,none": 0.05 if bootstrap_iters else "N/A"}
         return {"results": dict.fromkeys(tasks, numbers), "n-samples": {t: {"effective": limit} for t in tasks}}  # fmt: skip  # noqa: E501
 
 

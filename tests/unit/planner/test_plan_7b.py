@@ -20,6 +20,7 @@ PAPERS = [
     ("longgen", "llama2_70b", 32, 5.0),
     ("cepe", "llama2_7b", 8, 20.97),  # 2402.16617
     ("cepe_warmup", "llama2_7b", 8, 0.131),
+    ("cepe_mlm", "llama2_7b", 8, 104.8576),  # 100,000 steps x 2,048 rows x 512
     ("ceped", "llama2_7b_chat", 8, 10.5),
     ("dca_ft", "llama2_7b", 8, 0.419),  # 1,600 steps x 16 rows x 16,384 (2402.17463)
 ]
@@ -58,6 +59,8 @@ def test_longgen_7b_at_128k_by_hand():
     assert parts["weights"] == 2 * parameters / 8
     assert parts["fp32 weights"] == 4 * parameters / 8
     assert parts["Adam moments"] == 8 * parameters / 8
+    start = {"weights": 2 * parameters / 8, "gathered weights": 2 * 32_000 * 4096}
+    assert found.moments["start"] == {**start, "fp32 weights": 4 * parameters / 8}
     inputs = 32 * 131_072 * 4096 * 2  # the inputs of 32 layers, bf16
     assert inputs <= parts["decoder"] <= 1.01 * inputs
     # one layer again: four tensors of the FFN's width and their gradients, at the least

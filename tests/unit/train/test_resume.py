@@ -90,6 +90,7 @@ def test_a_checkpoint_with_one_digest_for_all_is_refused(run):
 
 def test_other_settings_are_named(tmp_path, run):
     more = ("optim.lr=0.5", "train.keep_last=9", "train.max_steps=30", "data.prefetch=0")
+    more += ("force=true", "parallel.lost_after=0", "train.save_async=true", "train.skip_above=9")
     other = tiny_run(Path(run.data.store[0]), tmp_path / "elsewhere", *more)
     assert refusal(saved(run, look(run)), other) == (
         "step_00000004 comes from a run with other settings (optim.lr: 0.01 -> 0.5): "

@@ -115,6 +115,19 @@ def test_a_failure_is_a_warning_and_the_older_one_stays(
     assert names(tmp_path) == ["step_00000003"]
 
 
+def test_a_rank_that_could_not_says_why_and_rank_0_that_one_could_not(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    second = Alone(1, 2, torch.device("cpu"))
+    Saver(tmp_path, settings(beside=False), second, None).save(2, state(2), ABOUT)
+    assert "step_00000002 could not be written: [Errno 28]" in capsys.readouterr().err
+    line = f"{tmp_path}/step_00000003 could not be written: {checkpoint.OTHERS}"
+    for rank, said in ((0, 1), (1, 0)):
+        Saver(tmp_path, settings(), Alone(rank, 2, torch.device("cpu")), None)._warn(line)
+        assert capsys.readouterr().err.count("another rank failed; the run goes on") == said
+
+
 def test_heard_of_a_failure_it_is_dropped_at_once(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(checkpoint, "_write_json", full)
     writes = Saver(tmp_path, settings(), MESH, None)
