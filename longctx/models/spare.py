@@ -27,7 +27,10 @@ def spare(model: Any, parallel: ParallelConfig) -> None:
         UserError: if the model's FFN cannot be tiled.
     """
     if parallel.activation_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        # The name in transformers 5.23; earlier ones have the second only.
+        names = ("activation_checkpointing_enable", "gradient_checkpointing_enable")
+        enable = next(getattr(model, name) for name in names if hasattr(model, name))
+        enable({"use_reentrant": False})
     if parallel.offload_checkpoints:
         for module in model.modules():
             if hasattr(module, "_gradient_checkpointing_func"):

@@ -42,7 +42,7 @@ def write_store(path: Path, seed: int = 0) -> Path:
         path, tokenizer_sha256="0" * 64, vocab_size=VOCAB, bos_id=1, eos_id=2, source={"seed": seed}
     ) as store:
         # Long ones too: rows with contexts are cut inside one document.
-        for length in (*draw.integers(4, ROW // 2, 80), *draw.integers(ROW, 4 * ROW, 20)):
+        for length in (*draw.integers(4, ROW // 2, 300), *draw.integers(ROW, 4 * ROW, 12)):
             store.add(np.array([1, *draw.integers(4, VOCAB, length - 2), 2]))
     return path
 

@@ -30,6 +30,7 @@ LINE = {
     "mfu",
     "peak_memory_bytes",
     "data_seconds",
+    "skipped",
 }
 # What a user of the export has: transformers, and nothing of ours.
 STRANGER = """

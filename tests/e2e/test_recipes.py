@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from tests.helpers.entry import Done, run_entry
+from tests.helpers.planned import memory
 from tests.helpers.process import ROOT
 
 RECIPES = sorted(p.stem for p in (ROOT / "conf" / "recipe").glob("*.yaml"))
@@ -24,7 +25,7 @@ def parts(done: Done) -> tuple[dict, dict[str, str]]:
     assert done.code == 0 and done.err == "", done
     text, mark, plan = done.out.partition("\nbatch: ")
     lines = (mark.strip() + " " + plan).strip().splitlines()
-    return yaml.safe_load(text), dict(line.split(": ", 1) for line in lines)
+    return yaml.safe_load(text), dict(line.split(": ", 1) for line in lines if ": " in line)
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -32,7 +33,8 @@ def parts(done: Done) -> tuple[dict, dict[str, str]]:
 def test_dry_run(recipe, model, tmp_path):
     run_dir = tmp_path / "run"
     arguments = [f"recipe={recipe}", f"model={model}", "dry_run=true", f"run_dir='{run_dir}'"]
-    run, plan = parts(run_entry(arguments, tmp_path / "log"))
+    done = run_entry(arguments, tmp_path / "log")
+    run, plan = parts(done)
     assert (run["name"], run["model"]["name"]) == (recipe, model)
     train, contexts = run["train"], run["contexts"]
     read = 0 if contexts["repeat"] else contexts["count"] * contexts["size"]
@@ -42,10 +44,13 @@ def test_dry_run(recipe, model, tmp_path):
         f"{train['micro_batch_rows'] * row:,} tokens per rank x 1 ranks x {accumulation} "
         f"accumulation = {train['batch_rows'] * row:,} tokens per step; "
     )
-    sizes = [
-        float(v.removesuffix(" GiB")) for k, v in plan.items() if k.startswith("memory per rank")
-    ]
-    assert len(sizes) == 6 + (contexts["count"] > 0) and abs(sum(sizes[:-1]) - sizes[-1]) < 0.003
+    table = memory(done)
+    sums = table.pop("sum")
+    columns = zip(*table.values(), strict=True)
+    rounding = 0.01 * len(table)
+    assert all(abs(sum(c) - total) < rounding for c, total in zip(columns, sums, strict=True))
+    peak = float(plan["memory per rank, peak"].removesuffix(" GiB"))
+    assert abs(peak - max(sums)) < 0.01
     if model == "llama2_7b" and run["encoder"]["name"] == "none":
         assert f"parameters {LLAMA2_7B}," in plan["model"]
     assert not run_dir.exists()
@@ -78,17 +83,18 @@ def test_position_interpolation_as_in_the_paper(tmp_path):
 
 def test_position_interpolation_to_32k(tmp_path):
     arguments = ["recipe=pi_32k", "model=llama2_7b", "parallel=zero3", "dry_run=true"]
-    _, plan = parts(run_entry(arguments, tmp_path / "log", on_eight_ranks))
+    done = run_entry(arguments, tmp_path / "log", on_eight_ranks)
+    _, plan = parts(done)
     assert plan["batch"] == (
         "32,768 tokens per rank x 8 ranks x 16 accumulation = 4,194,304 tokens per step; "
         "x 1,000 steps = 4.194B tokens"
     )
     assert "window 32768, rope_type linear, rope_factor 8, rope_base 10000" in plan["model"]
     # bf16 weights and gradients, 12 bytes of Adam: 2, 2 and 12 x 6,738,415,616 / 8 ranks
-    assert plan["memory per rank, weights"] == "1.569 GiB"
-    assert plan["memory per rank, gradients"] == "1.569 GiB"
-    assert plan["memory per rank, optimizer"] == "9.413 GiB"
-    assert plan["memory per rank, layer inputs"] == "8.000 GiB"  # 32,768 x 4,096 x 32 x 2 bytes
+    started = {name: max(cells[1:]) for name, cells in memory(done).items()}
+    assert started["weights"] == started["gradients"] == 1.57
+    # of the 12 bytes, 4 are the weights' and 8 the moments'
+    assert (started["fp32 weights"], started["Adam moments"]) == (3.14, 6.28)
 
 
 def test_direct_fine_tuning_is_pi_without_interpolation(tmp_path):

@@ -95,9 +95,7 @@ def test_teacher_forced_equals_generate():
             tokens[-1 - i % 5] = (tokens[-1 - i % 5] + 1) % 64
         trials.append(Trial(Passkey(tokens, (len(tokens) - 5, len(tokens)), "", 0), 64, 0, None, i))
     answers = {
-        mode: [
-            s["correct"] for s in run_trials(quiz(model, mode=mode), trials, len(trials), "t")
-        ]
+        mode: [s["correct"] for s in run_trials(quiz(model, mode=mode), trials, len(trials), "t")]
         for mode in ("teacher_forced", "generate")
     }
     assert answers["teacher_forced"] == answers["generate"] == [t.index % 2 == 0 for t in trials]
