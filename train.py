@@ -28,7 +28,7 @@ def main(run: RunConfig) -> float | None:
 
     watch.end_with_launcher()
     ranks = mesh.start(run.parallel.sp)
-    require_fit(run, recipe, ranks.ranks)
+    require_fit(run, recipe, ranks.ranks, ranks.least)
     from torch import nn
 
     from longctx.eval.in_loop import probe

@@ -59,6 +59,12 @@ class Mesh:
         dist.all_reduce(total)
         return [float(value) for value in total.tolist()]
 
+    def least(self, value: float) -> float:
+        """The smallest `value` of all ranks."""
+        found = torch.tensor(value, dtype=torch.float64, device=self.device)
+        dist.all_reduce(found, op=dist.ReduceOp.MIN)
+        return float(found)
+
     def barrier(self) -> None:
         """Waits for all ranks."""
         dist.barrier()

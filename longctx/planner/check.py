@@ -5,6 +5,8 @@ bound is let through after its sketch is made (a tenth of a second); others cost
 """
 
 import os
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,18 +41,23 @@ def here(ranks: int) -> Machine | None:
     return Machine(gpus=ranks, gpu_memory=free_ram / local, reserve=PROCESS, is_gpu=False)
 
 
-def require_fit(run: RunConfig, recipe: Recipe, ranks: int) -> None:
+def require_fit(
+    run: RunConfig, recipe: Recipe, ranks: int, least: Callable[[float], float] = float
+) -> None:
     """Ends a run that cannot fit, before anything is loaded.
 
     Args:
         run: the run; with `force` nothing is asked.
         recipe: what it trains.
         ranks: of the run.
+        least: the smallest of what all ranks find, so that all decide alike.
 
     Raises:
         UserError: if it needs more than there is, with the smallest change that helps.
     """
     machine = None if run.force else here(ranks)
+    if machine is not None:
+        machine = replace(machine, gpu_memory=least(machine.gpu_memory))
     if machine is None or _bound(run, recipe) < machine.gpu_memory / 2:
         return
     planner = Planner(recipe)

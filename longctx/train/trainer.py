@@ -205,10 +205,13 @@ class Trainer:
         with torch.no_grad():
             for batch in self.data.held_out.step(0, self.mesh.dp_rank, self.mesh.dp_size):
                 part = shard(batch, self.mesh).to(self.mesh.device)
-                loss_sum, scored = self.engine(**part.tensors())
-                total, count = total + float(loss_sum), count + int(scored)
+                loss_sum, tokens = self.engine(**part.tensors())
+                total, count = total + float(loss_sum), count + int(tokens)
         self.engine.train(True)
-        return self.mesh.sum(total) / self.mesh.sum(count)
+        loss, scored = self.mesh.sums(total, count)
+        if not scored:
+            raise UserError("no held-out token is scored; every label of data.held_out is masked")
+        return loss / scored
 
     def save_last(self) -> Path:
         """Waits for a checkpoint of this step, written now unless there is one; its path."""
