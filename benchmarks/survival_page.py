@@ -1,6 +1,7 @@
 """The sections of docs/results.md on saving and on two processes, from what was measured.
 
-python benchmarks/survival_page.py benchmarks/results    after saving.py and scaling.py --write
+python benchmarks/survival_page.py benchmarks/results    after saving.py, scaling.py and
+                                                         sequence_parallel.py --write
 """
 
 import json
@@ -68,9 +69,24 @@ def scaling(kept: dict[str, Any]) -> list[str]:
     return ["", *table(head, [row]), f"ZeRO {kept['stage']}. {made(kept)}", ""]
 
 
+def sequence_parallel(kept: dict[str, Any]) -> list[str]:
+    """What a rank holds with two of them at a row."""
+    met = "met" if kept["memory_ratio"] >= kept["target"] else "**missed**"
+    one, two = kept["found"]["1"], kept["found"]["2"]
+    head = ["row", "one process", "a rank of `parallel.sp=2`", "times less", "target", "",
+            "seconds of a step, one / two"]  # fmt: skip
+    row = [f"{kept['length']:,}", f"{one['bytes'] / 1e6:,.0f} MB", f"{two['bytes'] / 1e6:,.0f} MB",
+           f"{kept['memory_ratio']:.2f}", f">= {kept['target']:g}", met,
+           f"{one['seconds']:.1f} / {two['seconds']:.1f}"]  # fmt: skip
+    return ["", *table(head, [row]), made(kept), ""]
+
+
+SECTIONS = {"saving": saving, "scaling": scaling, "sequence_parallel": sequence_parallel}
+
+
 def main(out: Path) -> None:
     """Rewrites the sections whose measurements are there."""
-    for name, write in (("saving", saving), ("scaling", scaling)):
+    for name, write in SECTIONS.items():
         file = out / f"{name}_cpu.json"
         if file.is_file():
             text = "\n".join(write(json.loads(file.read_text())))
