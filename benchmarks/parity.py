@@ -1,13 +1,17 @@
 """The parity certificate of every recipe, for docs/architecture.md.
 
-python benchmarks/parity.py            all topologies of all recipes, about 15 minutes on two cores
+python benchmarks/parity.py            all topologies of all recipes, about 20 minutes on two cores
 
 What `python -m longctx.parity` prints for one recipe; of kinds of rows and accumulation the worst.
+Each recipe is kept under benchmarks/results as it is done, with the commit it was measured at; the
+same command measures what is missing. Delete that file to begin again.
 """
 
+import json
 import sys
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -33,6 +37,7 @@ RUNS = (
     "recipe=pretrain",
 )
 STAGES = (0, 1, 2, 3)
+KEPT = ROOT / "benchmarks" / "results" / "parity_cpu.json"
 
 
 def rows_of(arguments: str, found: list[tuple[Cell, Error]]) -> list[list[str]]:
@@ -47,30 +52,41 @@ def rows_of(arguments: str, found: list[tuple[Cell, Error]]) -> list[list[str]]:
     return rows
 
 
-def main() -> None:
-    """Measures all recipes and writes the table; ends with 1 if a cell is above the limit."""
-    rows, wrong, cells = [], [], 0
-    for arguments in RUNS:
-        run = cli.compose(arguments.split(), RunConfig, "train", "run_schema")
-        found = certify(run, short=False)
-        wrong += [f"{arguments}: {line}" for line in failures(found)]
-        cells += len(found)
-        rows += rows_of(arguments, found)
-        print("\n".join(" | ".join(row) for row in rows[-4:]), flush=True)
-    verdict = "none" if not wrong else f"**{len(wrong)}**"
-    text = [
+def page(kept: dict[str, Any]) -> str:
+    """What is measured so far, as a section."""
+    rows = [row for done in kept.values() for row in done["rows"]]
+    wrong = [line for done in kept.values() for line in done["wrong"]]
+    cells = sum(done["cells"] for done in kept.values())
+    missing = [arguments for arguments in RUNS if arguments not in kept]
+    lines = [
         "",
-        f"{cells:,} topologies, {verdict} above {LIMIT:g}. Largest relative error of the loss or "
-        "of any parameter's gradient against one plain process, fp32; the worst of accumulation "
-        "1 and 4 and of the kinds of rows that the recipe takes.",
+        f"{cells:,} topologies, {f'**{len(wrong)}**' if wrong else 'none'} above {LIMIT:g}. Largest "
+        "relative error of the loss or of any parameter's gradient against one plain process, fp32; "
+        "the worst of accumulation 1 and 4 and of the kinds of rows that the recipe takes.",
         "",
         *table(["run, shrunk", "rows", "processes", *(f"ZeRO {z}" for z in STAGES)], rows),
         *(f"- {line}" for line in wrong),
-        f"Made by `python benchmarks/parity.py`, commit {commit()}.",
-        "",
     ]
-    replace(ROOT / "docs" / "architecture.md", "parity", "\n".join(text))
-    sys.exit(bool(wrong))
+    if missing:
+        lines.append(f"Not yet measured: {', '.join(f'`{x}`' for x in missing)}.")
+    commits = ", ".join(dict.fromkeys(done["commit"] for done in kept.values()))
+    return "\n".join([*lines, f"Made by `python benchmarks/parity.py`, commit {commits}.", ""])
+
+
+def main() -> None:
+    """Measures what is missing and writes the table; ends with 1 if a cell is above the limit."""
+    kept: dict[str, Any] = json.loads(KEPT.read_text()) if KEPT.exists() else {}
+    for arguments in RUNS:
+        if arguments not in kept:
+            run = cli.compose(arguments.split(), RunConfig, "train", "run_schema")
+            found = certify(run, short=False)
+            wrong = [f"{arguments}: {line}" for line in failures(found)]
+            kept[arguments] = {"rows": rows_of(arguments, found), "wrong": wrong,
+                               "cells": len(found), "commit": commit()}  # fmt: skip
+            KEPT.write_text(json.dumps(kept, indent=1) + "\n")
+        print("\n".join(" | ".join(row) for row in kept[arguments]["rows"]), flush=True)
+        replace(ROOT / "docs" / "architecture.md", "parity", page(kept))
+    sys.exit(any(done["wrong"] for done in kept.values()))
 
 
 if __name__ == "__main__":
