@@ -60,9 +60,10 @@ def page(kept: dict[str, Any]) -> str:
     missing = [arguments for arguments in RUNS if arguments not in kept]
     lines = [
         "",
-        f"{cells:,} topologies, {f'**{len(wrong)}**' if wrong else 'none'} above {LIMIT:g}. Largest "
-        "relative error of the loss or of any parameter's gradient against one plain process, fp32; "
-        "the worst of accumulation 1 and 4 and of the kinds of rows that the recipe takes.",
+        f"{cells:,} topologies, {f'**{len(wrong)}**' if wrong else 'none'} above {LIMIT:g}. "
+        "Largest relative error of the loss or of any parameter's gradient against one plain "
+        "process, fp32; the worst of accumulation 1 and 4 and of the kinds of rows that the "
+        "recipe takes.",
         "",
         *table(["run, shrunk", "rows", "processes", *(f"ZeRO {z}" for z in STAGES)], rows),
         *(f"- {line}" for line in wrong),
