@@ -98,10 +98,11 @@ EXTENDED = {
 
 def extend(out: Path) -> str:
     """Window and pattern in one stage: perplexity by length, and what a step took."""
-    found = {name: read_results(out / f"{name}-eval") for name in EXTENDED}
+    measured = [n for n in EXTENDED if (out / f"{n}-eval" / "results.json").is_file()]
+    found = {name: read_results(out / f"{name}-eval") for name in measured}
     lengths = sorted(perplexities(found["full_2048"]))
     rows = []
-    for name, title in EXTENDED.items():
+    for name, title in ((n, EXTENDED[n]) for n in measured):
         ppl, lines = perplexities(found[name]), read_metrics(out / name)
         seconds = sorted(line["seconds"] for line in lines)[len(lines) // 2]
         rows.append([title, *(f"{ppl[n]:.2f}" for n in lengths), f"{lines[-1]['tokens']:,}",

@@ -13,7 +13,7 @@ extended() { # name, row, rows a step, then what differs
       train.micro_batch_rows=1 train.eval_every=0 train.save_every=0 logger=none run_dir="$out/$1" \
       "${@:4}" > "$out/$1.log" 2>&1
   python evaluate.py model="$out/$1/hf" label="$1" out="$out/$1-eval" held_out=data/lab/held_out \
-    "lengths=[256,1024,2048,4096]" "tasks=[perplexity]" perplexity.stride=256 \
+    "lengths=[256,1024,2048,4096]" "tasks=[perplexity]" perplexity.stride=128 \
     "perplexity.protocols=[sliding_new_tokens]" perplexity.document_tokens=4096 \
     > "$out/$1-eval.log" 2>&1
 }
