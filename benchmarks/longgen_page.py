@@ -97,18 +97,17 @@ EXTENDED = {
 
 
 def extend(out: Path) -> str:
-    """Window and pattern in one stage: perplexity by length, and what a step took."""
+    """Window and pattern in one stage: perplexity by length."""
     measured = [n for n in EXTENDED if (out / f"{n}-eval" / "results.json").is_file()]
     found = {name: read_results(out / f"{name}-eval") for name in measured}
     lengths = sorted(perplexities(found["full_2048"]))
     rows = []
     for name, title in ((n, EXTENDED[n]) for n in measured):
         ppl, lines = perplexities(found[name]), read_metrics(out / name)
-        seconds = sorted(line["seconds"] for line in lines)[len(lines) // 2]
         rows.append([title, *(f"{ppl[n]:.2f}" for n in lengths), f"{lines[-1]['tokens']:,}",
-                     f"{len(lines)}", f"{seconds:.1f}"])  # fmt: skip
+                     f"{len(lines)}"])  # fmt: skip
     settings = found["full_2048"]["tasks"]["perplexity"]["settings"]
-    head = [*(f"ppl {n:,}" for n in lengths), "tokens", "steps", "seconds a step, median"]
+    head = [*(f"ppl {n:,}" for n in lengths), "tokens", "steps"]
     return "\n".join(
         [
             "",
