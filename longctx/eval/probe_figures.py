@@ -94,7 +94,7 @@ def ruler_figure(models: Sequence[Results], path: Path) -> str:
         axes.set_title(
             f"{model['label']}: effective length {reached:,}"
             if reached
-            else f"{model['label']}: no effective length tested",
+            else f"{model['label']}: no tested length is effective",
             fontsize=10,
         )
     figure.colorbar(image, ax=grid, shrink=0.85).set_label("RULER score, %")
