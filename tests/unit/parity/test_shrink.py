@@ -87,6 +87,10 @@ def test_a_gradient_that_is_off_is_named():
     nothing = {**right, "b": torch.tensor([float("nan")])}
     error, name = measure.compare(nothing, expected)
     assert name == "b" and math.isnan(error)
+    # A thousandth of the largest still counts by its own size.
+    small = expected | {"c": torch.tensor([2e-3])}
+    error, name = measure.compare(small | {"c": torch.tensor([2.02e-3])}, small)
+    assert name == "c" and error == pytest.approx(0.01, rel=1e-3)
     # Rounding noise where there is no gradient counts against the others' size.
     assert measure.compare({**right, "b": torch.tensor([2e-9])}, expected)[0] < 1e-5
 
