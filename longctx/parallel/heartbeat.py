@@ -24,6 +24,7 @@ from longctx.parallel.mesh import Mesh
 EXIT_CODE = 76  # EX_PROTOCOL of sysexits.h: the other side broke off
 BEATS = 10  # in the time after which silence means loss
 SUSPICIOUS = 3  # beats missed that are enough once a collective has failed
+SAID = 1  # intervals without a verdict after which the error is said
 LOST = "lost"  # key of 1 + the rank that rank 0 gave up
 
 
@@ -66,7 +67,14 @@ class Heartbeat:
         if isinstance(error, RuntimeError) and not own and not self._over.is_set():
             patience = self._limit + SUSPICIOUS * self._interval
             self._limit = SUSPICIOUS * self._interval
-            self._over.wait(patience)
+            if not self._over.wait(SAID * self._interval):
+                first = str(error).strip().partition("\n")[0]
+                sys.stderr.write(
+                    f"{type(error).__name__}: {first}\nlooking for {patience:.0f} seconds whether "
+                    "a rank is lost; the traceback follows\n"
+                )
+                sys.stderr.flush()
+                self._over.wait(patience)
         self._over.set()
 
     def _beat(self) -> None:

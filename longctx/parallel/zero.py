@@ -7,7 +7,8 @@ with it, stages 0-2 and stage 3 divide gradients differently and one of them is 
 import logging
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -37,10 +38,42 @@ logging.getLogger("DeepSpeed").addFilter(lambda line: "OVERFLOW!" not in line.ge
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+Read = Callable[[], Tensor]
 
 
-def _cut(module: nn.Module, config: dict[str, Any], device: torch.device) -> None:
-    """Shards a built module, one parameter after another: no device ever holds it whole.
+class _Given(nn.Module):
+    """A module whose parameters get dtype and value at the moment they are asked for.
+
+    `zero.Init` asks for one, shards it and asks for the next; so the weights of all others may
+    still be mapped files.
+
+    Args:
+        module: the module.
+        dtype: of all its parameters.
+        weights: by parameter, what reads its value; others keep theirs.
+    """
+
+    def __init__(
+        self, module: nn.Module, dtype: torch.dtype, weights: Mapping[nn.Parameter, Read]
+    ) -> None:
+        super().__init__()
+        self.module, self.dtype, self.weights = module, dtype, weights
+
+    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
+        """The module's parameters, each once."""
+        for parameter in self.module.parameters(recurse):
+            read = self.weights.get(parameter)
+            parameter.data = (read() if read else parameter.data).to(self.dtype)
+            yield parameter
+
+
+def _cut(
+    module: nn.Module,
+    config: dict[str, Any],
+    device: torch.device,
+    weights: Mapping[nn.Parameter, Read],
+) -> None:
+    """Shards a built module, one parameter after another: nobody ever holds it whole.
 
     `deepspeed.initialize` would move all of it to the device first. What it does beside that to a
     module that it finds whole is done here: one dtype, and buffers on the device.
@@ -49,13 +82,14 @@ def _cut(module: nn.Module, config: dict[str, Any], device: torch.device) -> Non
         module: with the same weights on all ranks; its parameters are changed in place.
         config: DeepSpeed's.
         device: of the rank.
+        weights: see `_Given`.
     """
     dtype = torch.bfloat16 if config["bf16"]["enabled"] else torch.float32
-    for parameter in module.parameters():
-        parameter.data = parameter.data.to(dtype)
     for buffer in module.buffers():
         buffer.data = buffer.data.to(device)
-    deepspeed.zero.Init(module=module, config_dict_or_path=config, dtype=dtype)
+    given = _Given(module, dtype, weights)
+    deepspeed.zero.Init(module=given, config_dict_or_path=config, dtype=dtype)
+    given.weights = {}  # closes the files
 
 
 class Engine:
@@ -67,6 +101,8 @@ class Engine:
         optimizer: over the same parameters.
         run: the run.
         mesh: the ranks.
+        weights: by name of a trained parameter, what reads the value that it is to have in place
+            of its own. On ZeRO 3 it is read as that parameter is sharded.
     """
 
     def __init__(
@@ -76,6 +112,7 @@ class Engine:
         optimizer: torch.optim.Optimizer,
         run: RunConfig,
         mesh: Mesh,
+        weights: Mapping[str, Read] = MappingProxyType({}),
     ) -> None:
         deepspeed.init_distributed(verbose=False)
         self.stage = run.parallel.zero_stage
@@ -87,7 +124,11 @@ class Engine:
                     set_z3_leaf_module(part, True)
         config = deepspeed_config(run, mesh.dp_size)
         if self.stage == 3:
-            _cut(module, config, mesh.device)
+            reads = {trainable[name]: read for name, read in weights.items()}
+            _cut(module, config, mesh.device, reads)
+        else:
+            for name, read in weights.items():
+                trainable[name].data.copy_(read())
         self.engine, *_ = deepspeed.initialize(
             model=module,
             optimizer=optimizer,
@@ -192,7 +233,7 @@ class Engine:
     def restore(self, step: int, state: Iterator[tuple[str, dict[str, Tensor]]]) -> None:
         """Takes back what `state` gave, on any stage and number of ranks.
 
-        The module must have been given the same weights before the engine was built.
+        The engine must have been built with the same weights.
 
         Args:
             step: updates already made.

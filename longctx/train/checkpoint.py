@@ -12,53 +12,20 @@ import os
 import shutil
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from longctx.errors import UserError
 from longctx.parallel.mesh import Mesh
+from longctx.train.saved import INDEX, file_check
 
-INDEX = "checkpoint.json"
 CHECK = ".check"  # beside each file until all are there: its checksum
 OTHERS = "another rank failed"
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A finished checkpoint on disk.
-
-    Args:
-        path: its directory.
-        meta: the content of `checkpoint.json`.
-    """
-
-    path: Path
-    meta: dict[str, Any]
-
-    @property
-    def step(self) -> int:
-        """Optimizer steps taken."""
-        return int(self.meta["step"])
-
-    def state(self) -> Iterator[tuple[str, dict[str, Tensor]]]:
-        """Each trained parameter's name with its weight and moments."""
-        for file in self.meta["files"]:
-            with safe_open(self.path / file, framework="pt") as shard:
-                names = sorted({key.rpartition("/")[0] for key in shard.keys()})  # noqa: SIM118
-                for name in names:
-                    kinds = ("weight", "exp_avg", "exp_avg_sq")
-                    yield name, {kind: shard.get_tensor(f"{name}/{kind}") for kind in kinds}
-
-    def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Each trained parameter's name and fp32 weight."""
-        for name, values in self.state():
-            yield name, values["weight"]
 
 
 def fingerprint(model: nn.Module) -> dict[str, str]:
@@ -181,7 +148,7 @@ def write_share(partial: Path, mine: dict[str, Tensor], mesh: Mesh) -> None:
     save_file(mine, path)
     with path.open("rb+") as file:
         os.fsync(file.fileno())
-    _write_json(path.with_suffix(CHECK), _file_check(path))
+    _write_json(path.with_suffix(CHECK), file_check(path))
 
 
 def publish(partial: Path, about: dict[str, Any], ranks: int) -> None:
@@ -223,56 +190,6 @@ def _sync_directory(path: Path) -> None:
         os.close(number)
 
 
-def _file_check(path: Path) -> list[int]:
-    """Size in bytes and CRC32."""
-    crc = 0
-    with path.open("rb") as file:
-        while block := file.read(1 << 24):
-            crc = zlib.crc32(block, crc)
-    return [path.stat().st_size, crc]
-
-
-def open_checkpoint(path: Path) -> Checkpoint:
-    """The checkpoint in `path`, its files checked.
-
-    Raises:
-        UserError: if it is not a checkpoint or is damaged.
-    """
-    try:
-        meta = json.loads((path / INDEX).read_text())
-        expected = meta["files"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(f"{path} is not a checkpoint: it has no readable {INDEX}") from None
-    for file, check in expected.items():
-        if not (path / file).is_file() or _file_check(path / file) != check:
-            raise UserError(f"{path / file} is damaged or missing")
-    return Checkpoint(path, meta)
-
-
-def newest(root: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The newest valid checkpoint below `root`, and a line for each newer one that is not."""
-    problems: list[str] = []
-    for path in sorted(root.glob("step_*[0-9]"), reverse=True):
-        try:
-            return open_checkpoint(path), problems
-        except UserError as error:
-            problems.append(str(error))
-    return None, problems
-
-
-def refuse_later(root: Path, resumed: Checkpoint) -> None:
-    """Raises UserError if `root` holds later steps than the checkpoint that a run goes on from.
-
-    The run would write among them, and its next start could take one of them for its own.
-    """
-    later = sorted(p.name for p in root.glob("step_*[0-9]") if p.name > f"step_{resumed.step:08d}")
-    if later:
-        raise UserError(
-            f"{root} holds later checkpoints ({later[0]}...) than {resumed.path}: take another "
-            "run_dir, or resume=auto to go on from the newest"
-        )
-
-
 def prune(root: Path, step: int, keep_last: int) -> None:
     """Deletes all but the newest `keep_last` checkpoints up to `step`; 0 keeps all.
 
@@ -281,19 +198,3 @@ def prune(root: Path, step: int, keep_last: int) -> None:
     found = sorted(p for p in root.glob("step_*[0-9]") if p.name <= f"step_{step:08d}")
     for old in found[:-keep_last] if keep_last else []:
         shutil.rmtree(old, ignore_errors=True)  # what is left of it, the next time
-
-
-def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
-    """Copies a checkpoint's weights into `model`, cast to its dtype.
-
-    Raises:
-        UserError: if the model has no parameter of that name and shape.
-    """
-    own = dict(model.named_parameters())
-    with torch.no_grad():
-        for name, weight in checkpoint.weights():
-            if name not in own or own[name].shape != weight.shape:
-                raise UserError(
-                    f"{checkpoint.path} is of another model: it has {name} {list(weight.shape)}"
-                )
-            own[name].copy_(weight)

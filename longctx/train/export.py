@@ -19,7 +19,7 @@ from longctx.errors import UserError
 from longctx.models.export import export
 from longctx.models.load import DTYPES
 from longctx.models.lora import merge_lora
-from longctx.train.checkpoint import load_weights, open_checkpoint
+from longctx.train.saved import load_weights, open_checkpoint
 
 
 def checkpoint_model(

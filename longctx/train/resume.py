@@ -6,7 +6,7 @@ from typing import Any
 
 from longctx.config import RunConfig, build
 from longctx.errors import UserError
-from longctx.train.checkpoint import Checkpoint
+from longctx.train.saved import Checkpoint
 
 # What may differ. Of the data the fingerprint says more than its settings: a store may move.
 MAY_CHANGE = {

@@ -129,9 +129,14 @@ class _Deed(threading.Thread):
 
     def run(self) -> None:
         """Does it, keeps why it could not, and lets go of what it held."""
-        if self._deed is not None:
-            self.failure = checkpoint.failure_of(self._deed)
-        self._deed = None
+        deed, self._deed = self._deed, None
+        if deed is None:
+            return
+        try:
+            self.failure = checkpoint.failure_of(deed)
+        except BaseException as error:
+            self.failure = f"{type(error).__name__}: {error}"  # what is not done is no success
+            raise  # with its traceback, by the thread
 
 
 class _Writing:

@@ -15,7 +15,7 @@ from torch import Tensor
 from longctx.data.store import DEFINING, tokenizer_sha256
 from longctx.errors import UserError
 from longctx.models.load import local_tokenizer
-from longctx.train.checkpoint import INDEX, open_checkpoint
+from longctx.train.saved import INDEX, open_checkpoint
 
 
 def take_added(model: Any, start: str) -> None:
@@ -73,7 +73,7 @@ def require_same_tokenizer(decoder: str | None, others: list[str | None]) -> Non
 
 def _weights(path: Path) -> Iterator[tuple[str, Tensor]]:
     if (path / INDEX).is_file():
-        yield from open_checkpoint(path).weights()
+        yield from ((name, read()) for name, (_, read) in open_checkpoint(path).weights().items())
         return
     for file in sorted(path.glob("*.safetensors")):
         try:

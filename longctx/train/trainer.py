@@ -20,8 +20,9 @@ from longctx.parallel.mesh import Mesh
 from longctx.parallel.shard import shard
 from longctx.parallel.zero import Engine
 from longctx.recipe import Data, Recipe
-from longctx.train import checkpoint, meter
+from longctx.train import checkpoint, meter, saved
 from longctx.train.log import Log, say
+from longctx.train.node_copy import node_copy
 from longctx.train.optim import adamw, freeze_all_but, learning_rate
 from longctx.train.probe import Running, Score
 from longctx.train.resume import require_same
@@ -100,20 +101,22 @@ class Trainer:
         resumed = self._find_checkpoint()
         self.data = recipe.build_data(run)
         self.rows = Prefetch(self.data.train, run.data.prefetch, end=run.train.max_steps)
-        self.model = recipe.build_model(run)
+        with node_copy(run, mesh) as local:
+            self.model = recipe.build_model(local)
         trainable = recipe.trainable(self.model)
         freeze_all_but(self.model, trainable)
         self.fingerprint = checkpoint.fingerprint(self.model) | {"data": self.data.train.identity}
         self.counts = meter.counts(self.model)
         share_rows(self.model, mesh)
+        weights: dict[str, saved.Read] = {}
         if resumed:
             require_same(resumed, run, self.fingerprint)
-            checkpoint.load_weights(self.model, resumed)
+            weights = saved.fitting_weights(self.model, resumed)
         if mesh.main:
             announce(self.model, self.data)
         optimizer = adamw(trainable.values(), run.optim)
         scored = Scored(self.model, recipe)
-        self.engine = Engine(scored, trainable, optimizer, run, mesh)
+        self.engine = Engine(scored, trainable, optimizer, run, mesh, weights)
         self.probe, self.running = probe, Running(self.engine, scored, mesh)
         self.step = resumed.step if resumed else 0
         self.tokens = int(resumed.meta["tokens"]) if resumed else 0
@@ -261,14 +264,14 @@ class Trainer:
         wandb = self.run.wandb if self.run.logger == "wandb" else None
         return Log(self.run_dir, config, self.step, self.run.train.max_steps, wandb)
 
-    def _find_checkpoint(self) -> checkpoint.Checkpoint | None:
-        """What `resume` names; all ranks decide alike because all read the same directory."""
+    def _find_checkpoint(self) -> saved.Checkpoint | None:
+        """What `resume` names; all ranks read the same directory and share the checking."""
         wanted = self.run.resume
         if wanted not in ("auto", "none"):
-            named = checkpoint.open_checkpoint(Path(wanted))
-            checkpoint.refuse_later(self.checkpoints, named)
+            named = saved.open_checkpoint(Path(wanted), self.mesh)
+            saved.refuse_later(self.checkpoints, named)
             return named
-        found, problems = checkpoint.newest(self.checkpoints)
+        found, problems = saved.newest(self.checkpoints, self.mesh)
         if wanted == "none" and (found or problems):
             raise UserError(
                 f"{self.checkpoints} already holds checkpoints: take another run_dir, "

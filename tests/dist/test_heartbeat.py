@@ -12,7 +12,7 @@ import torch.multiprocessing
 
 from longctx.parallel import mesh
 from longctx.parallel.heartbeat import EXIT_CODE, Heartbeat
-from tests.helpers.spawn import _entry, free_port
+from tests.helpers.spawn import _entry, free_port, without_gpus
 
 LOST_AFTER = 2.0  # seconds
 AT_MOST = 2.0 * LOST_AFTER + 4.0  # until all have ended, on a busy machine
@@ -42,7 +42,8 @@ def start(world: int, *args) -> list:
     started = []
     for rank in range(world):
         process = context.Process(target=_entry, args=(rank, on_rank, world, port, args))
-        process.start()
+        with without_gpus():
+            process.start()
         started.append(process)
     return started
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from longctx.parallel import mesh, zero
-from longctx.train.checkpoint import newest
+from longctx.train.saved import newest
 from longctx.train.trainer import Trainer
 from recipes.causal_lm import RECIPE
 from tests.helpers.spawn import spawn

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from longctx.parallel import mesh
-from longctx.train.checkpoint import newest
+from longctx.train.saved import newest
 from longctx.train.trainer import Trainer
 from recipes.causal_lm import RECIPE
 from tests.helpers.entry import run_entry

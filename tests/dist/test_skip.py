@@ -15,7 +15,7 @@ from torch import Tensor
 from longctx.batch import Batch
 from longctx.errors import UserError
 from longctx.parallel import mesh
-from longctx.train.checkpoint import newest
+from longctx.train.saved import newest
 from longctx.train.trainer import Trainer
 from recipes.causal_lm import RECIPE
 from tests.helpers.spawn import spawn

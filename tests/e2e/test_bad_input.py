@@ -14,6 +14,7 @@ import pytest
 
 from longctx.data.store import tokenizer_sha256
 from longctx.train import checkpoint, trainer
+from longctx.train.saved import open_checkpoint
 from tests.helpers.entry import run_entry, tree
 from tests.helpers.process import ROOT
 from tests.helpers.tiny import make_store, tiny_arguments
@@ -246,7 +247,7 @@ def test_weights_that_are_not_finite(how, store, tmp_path):
     assert [m["loss"] is None for m in found] == [False] * 3 + [True] * 2
     saved = tmp_path / "run" / "checkpoints"
     assert [p.name for p in saved.iterdir()] == ["step_00000002"]
-    checkpoint.open_checkpoint(saved / "step_00000002")
+    open_checkpoint(saved / "step_00000002")
 
 
 def full_disk(*_: object, **__: object) -> None:
@@ -303,7 +304,7 @@ def test_a_disk_that_is_full_for_a_while(prepare, failed, left, why, how, store,
         assert done.code == 0
     assert sorted(p.name for p in saved.glob("*")) == left
     for name in left:
-        checkpoint.open_checkpoint(saved / name)
+        open_checkpoint(saved / name)
     assert (tmp_path / "run" / "hf").exists() == (3 not in failed)
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 3
 
@@ -412,7 +413,7 @@ def test_damaged_checkpoint_is_passed_over(trained, tmp_path):
     assert warning in done.err
     assert f"resuming from {trained.checkpoints}/step_00000001\n" in done.err
     assert shard(newest).read_bytes() == whole  # made again, bit for bit
-    checkpoint.open_checkpoint(newest)
+    open_checkpoint(newest)
     assert sorted(p.name for p in trained.checkpoints.iterdir()) == [
         "step_00000001",
         "step_00000002",

@@ -2,9 +2,11 @@
 
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import pytest
 import torch.multiprocessing
 
 
@@ -28,6 +30,15 @@ def _entry(rank: int, function: Callable[..., None], world: int, port: int, args
     function(*args)
 
 
+@contextmanager
+def without_gpus() -> Iterator[None]:
+    """Children started here see no GPU: the ranks of a test share a machine that may have one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CUDA_VISIBLE_DEVICES", "")
+        yield
+
+
 def spawn(function: Callable[..., None], world: int, *args: Any) -> None:
     """Runs `function(*args)` on `world` ranks; an exception on any rank is raised here."""
-    torch.multiprocessing.spawn(_entry, (function, world, free_port(), args), world)
+    with without_gpus():
+        torch.multiprocessing.spawn(_entry, (function, world, free_port(), args), world)

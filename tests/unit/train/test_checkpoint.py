@@ -10,7 +10,7 @@ from torch import nn
 
 from longctx.errors import UserError
 from longctx.parallel.mesh import Mesh
-from longctx.train import checkpoint
+from longctx.train import checkpoint, saved
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,21 +60,24 @@ def damage(path):
 def test_comes_back_exactly_and_in_fp32(tmp_path, dtype):
     path = save(tmp_path, 12, dtype=dtype)
     assert names(tmp_path) == ["step_00000012"] and path == tmp_path / "step_00000012"
-    found = checkpoint.open_checkpoint(path)
+    found = saved.open_checkpoint(path)
     assert found.step == 12 and found.meta["tokens"] == 7
     got = dict(found.state())
     for name, values in state(12, dtype):
         for kind, value in values.items():
             assert got[name][kind].dtype == torch.float32
             assert torch.equal(got[name][kind], value.float())
-    assert {n for n, _ in found.weights()} == set(got)
+    weights = {n: (shape, read()) for n, (shape, read) in found.weights().items()}
+    assert weights.keys() == got.keys()
+    for name, (shape, weight) in weights.items():
+        assert shape == weight.shape and torch.equal(weight, got[name]["weight"])
 
 
 def test_a_leftover_of_a_killed_run_is_no_checkpoint(tmp_path):
     save(tmp_path, 5)
     shutil.copytree(tmp_path / "step_00000005", tmp_path / "step_00000009.tmp")
     (tmp_path / "step_00000009.tmp" / "state_00001_of_00002.safetensors").touch()
-    found, problems = checkpoint.newest(tmp_path)
+    found, problems = saved.newest(tmp_path)
     assert found is not None and found.step == 5 and problems == []
     save(tmp_path, 9)  # takes its place, with nothing of it left
     assert names(tmp_path / "step_00000009") == [
@@ -91,14 +94,14 @@ def test_newest_passes_over_what_is_damaged(tmp_path):
     short.write_bytes(short.read_bytes()[:-1])
     bad = damage(tmp_path / "step_00000020")
     next((tmp_path / "step_00000015").glob("*.safetensors")).unlink()
-    found, problems = checkpoint.newest(tmp_path)
+    found, problems = saved.newest(tmp_path)
     assert found is not None and found.step == 10
     assert "step_00000030 is not a checkpoint" in problems[0]
     assert [p.rpartition("/")[2] for p in problems[1:]] == [f"{bad.name} is damaged or missing"] * 3
 
 
 def test_newest_of_nothing(tmp_path):
-    assert checkpoint.newest(tmp_path / "none") == (None, [])
+    assert saved.newest(tmp_path / "none") == (None, [])
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", "3"])
@@ -108,7 +111,7 @@ def test_unreadable_index(tmp_path, content):
     with pytest.raises(
         UserError, match=r"is not a checkpoint: it has no readable checkpoint\.json"
     ):
-        checkpoint.open_checkpoint(path)
+        saved.open_checkpoint(path)
 
 
 def test_prune_keeps_the_newest(tmp_path):
@@ -140,7 +143,7 @@ def test_full_disk_leaves_the_older_one_and_nothing_else(tmp_path, monkeypatch, 
     with pytest.raises(UserError, match=r"step_00000006 could not be written: .*No space left"):
         save(tmp_path, 6)
     assert names(tmp_path) == ["step_00000005"]
-    checkpoint.open_checkpoint(tmp_path / "step_00000005")
+    saved.open_checkpoint(tmp_path / "step_00000005")
 
 
 def test_names_are_on_the_disk_before_and_after_the_renaming(tmp_path, monkeypatch):
@@ -196,12 +199,12 @@ def test_weights_go_into_a_model_that_has_them(tmp_path):
         for n, p in net.named_parameters()
     }
     path = checkpoint.save(tmp_path, 1, iter(values.items()), ABOUT, MESH)
-    found = checkpoint.open_checkpoint(path)
-    checkpoint.load_weights(net, found)
+    found = saved.open_checkpoint(path)
+    saved.load_weights(net, found)
     assert torch.equal(net.weight, values["weight"]["weight"].to(torch.bfloat16))
     for other in (nn.Linear(3, 2), nn.Sequential(nn.Linear(2, 3))):
         with pytest.raises(UserError, match=r"is of another model: it has (weight|bias) \["):
-            checkpoint.load_weights(other, found)
+            saved.load_weights(other, found)
 
 
 def test_index_is_json_that_anyone_can_read(tmp_path):

@@ -7,8 +7,8 @@ import pytest
 
 from longctx.data.store import Store
 from longctx.errors import UserError
-from longctx.train.checkpoint import Checkpoint
 from longctx.train.resume import require_same
+from longctx.train.saved import Checkpoint
 from recipes.causal_lm import RECIPE
 from tests.helpers.tiny import make_store, tiny_run
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from longctx.train import checkpoint, saver
+from longctx.train import checkpoint, saved, saver
 from longctx.train.checkpoint import SaveError
 from longctx.train.saver import Saver
 from tests.unit.train.test_checkpoint import ABOUT, Alone, damage, names, state
@@ -53,7 +53,7 @@ def test_it_gets_its_name_when_all_have_written_and_heard(tmp_path, disk):
     writes.hear(1, 0)
     writes.finish()
     assert names(tmp_path) == ["step_00000003"] and writes.last == tmp_path / "step_00000003"
-    assert checkpoint.open_checkpoint(writes.last).step == 3
+    assert saved.open_checkpoint(writes.last).step == 3
 
 
 def test_the_same_files_as_when_the_run_waits(tmp_path):
@@ -78,7 +78,7 @@ def test_what_the_next_step_changes_is_not_written(tmp_path, disk):
             value.zero_()
     disk.set()
     writes.finish()
-    for name, values in checkpoint.open_checkpoint(tmp_path / "step_00000005").state():
+    for name, values in saved.open_checkpoint(tmp_path / "step_00000005").state():
         assert all(torch.equal(values[kind], kept[name][kind]) for kind in values)
 
 
@@ -156,3 +156,18 @@ def test_the_checkpoint_it_goes_on_from_is_the_last_if_it_is_its_own(tmp_path):
     assert Saver(tmp_path / "new", settings(), MESH, own).last is None
     damage(own)
     assert saver.Saver(tmp_path / "own", settings(), MESH, None).last is None
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_an_error_of_our_own_beside_the_run_is_no_success(tmp_path, monkeypatch, capsys):
+    def broken(*_):
+        raise KeyError("weight")
+
+    monkeypatch.setattr(checkpoint, "write_share", broken)
+    writes = Saver(tmp_path, settings(), MESH, None)
+    writes.save(2, state(2), ABOUT)
+    wait_for(writes)
+    assert writes.news() == (True, True)
+    writes.finish()
+    assert names(tmp_path) == [] and writes.last is None
+    assert "step_00000002 could not be written: KeyError: 'weight'" in capsys.readouterr().err

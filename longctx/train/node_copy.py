@@ -1,0 +1,87 @@
+"""One copy of the weights a machine while its ranks start, whatever dtype they are stored in.
+
+Ranks that load a checkpoint in the dtype it is stored in share the operating system's page cache.
+If the run trains in another one (Llama-2 is stored in fp16), the first rank of each machine casts
+the weights once into a temporary directory (TMPDIR) that all of them load from and that is then
+removed: what is mapped stays readable. Costs that disk space, w P bytes, until the ranks have their
+shards, and one writing of it.
+"""
+
+import dataclasses
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch.distributed as dist
+
+from longctx.config import RunConfig
+from longctx.models.cast_copy import cast_copy, needs_cast, stored_in
+from longctx.models.load import DTYPES
+from longctx.parallel.mesh import Mesh
+from longctx.train.log import say
+
+ROOM = 1.05  # of the copy's bytes that must be free
+
+
+@contextmanager
+def node_copy(run: RunConfig, mesh: Mesh) -> Iterator[RunConfig]:
+    """The run, its model to be loaded from this machine's copy if there is need of one. Collective.
+
+    Args:
+        run: the run.
+        mesh: the ranks.
+
+    Yields:
+        `run`, or the same with another `model.path`; the tokenizer's stays.
+    """
+    if mesh.ranks == 1 or run.model.path is None:
+        yield run
+        return
+    hosts: list[str] = [""] * mesh.ranks
+    dist.all_gather_object(hosts, socket.gethostname())
+    mine = [rank for rank, host in enumerate(hosts) if host == hosts[mesh.rank]]
+    made = _make(run, len(mine)) if len(mine) > 1 and mine[0] == mesh.rank else None
+    places: list[str | None] = [None] * mesh.ranks
+    try:
+        dist.all_gather_object(places, made)
+        place = places[mine[0]]
+        if place is None or not Path(place).is_dir():  # not to be seen from this container
+            yield run
+        else:
+            tokenizer = run.model.tokenizer or run.model.path
+            model = dataclasses.replace(run.model, path=place, tokenizer=tokenizer)
+            yield dataclasses.replace(run, model=model)
+        if any(places):
+            mesh.barrier()  # all have mapped it
+    finally:
+        if made:
+            shutil.rmtree(made, ignore_errors=True)
+
+
+def _make(run: RunConfig, ranks: int) -> str | None:
+    """This machine's copy; None where none is needed, or there is no room for it."""
+    path, dtype = str(run.model.path), DTYPES[run.train.dtype]
+    stored = stored_in(path)
+    size = needs_cast(stored, dtype) if stored else 0
+    if stored is None or not size:
+        return None
+    root = tempfile.gettempdir()
+    what = f"{path} is not stored in {run.train.dtype}: {size / 1e9:,.2f} GB"
+    if shutil.disk_usage(root).free < ROOM * size:
+        say(f"warning: {what} for each of {ranks} ranks, as {root} has no room for a copy (TMPDIR)")
+        return None
+    say(f"{what} are cast once for {ranks} ranks, in {root}")
+    target = tempfile.mkdtemp(prefix="longctx-weights-", dir=root)
+    try:
+        cast_copy(stored, Path(target), dtype)
+    except OSError as error:
+        shutil.rmtree(target, ignore_errors=True)
+        say(f"warning: {what} for each of {ranks} ranks, as {root} cannot hold a copy: {error}")
+        return None
+    except BaseException:
+        shutil.rmtree(target, ignore_errors=True)
+        raise
+    return target
