@@ -8,7 +8,7 @@ turn in one process; median of the ratios of neighbouring calls beside the FLOP 
 peak above the weights, in fresh processes. On CPU a small decoder, one thread and its own CPU
 seconds; with a GPU Llama-2-7B's shapes with random weights, and LLaMA-MLM-Large's.
 
-    python benchmarks/cepe.py [--seconds 60] [--lengths 2048 4096] [--write]
+    python benchmarks/cepe.py [--shapes smollm2] [--seconds 60] [--lengths 2048 4096] [--write]
 """
 
 import argparse
@@ -32,7 +32,10 @@ from longctx.models.encoder import build_encoder  # noqa: E402
 from longctx.models.load import build_model  # noqa: E402
 
 SIDES = ("cepe", "full", "full_wasteful")
-LONGEST = 90.0  # seconds that one call may take
+LONGEST = 150.0  # seconds that one call may take
+
+
+Part = tuple[int, int, int, int, int]
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class Shapes:
     """What is measured on a device; hidden sizes, layers and feed-forward sizes of both parts.
 
     Args:
-        decoder: (hidden, layers, ffn, heads).
+        decoder: (hidden, layers, ffn, heads, key heads).
         encoder: the same of the encoder.
         vocabulary: entries of the output layer.
         rows: decoder tokens behind the contexts, all scored.
@@ -50,8 +53,8 @@ class Shapes:
         targets: of the ratios at the longest length.
     """
 
-    decoder: tuple[int, int, int, int]
-    encoder: tuple[int, int, int, int]
+    decoder: Part
+    encoder: Part
     vocabulary: int
     rows: int
     chunk: int
@@ -61,30 +64,38 @@ class Shapes:
 
 
 # The encoder has a sixteenth of the decoder's weights, as in the paper.
-CPU = Shapes(
-    (256, 6, 688, 4), (96, 2, 256, 4), 4096, 256, 256, (2048, 4096, 8192, 16384), "float32", {}
-)
+CPU = {
+    "small": Shapes(
+        (256, 6, 688, 4, 4), (96, 2, 256, 4, 4), 4096, 256, 256,
+        (2048, 4096, 8192, 16384, 32768), "float32", {},
+    ),
+    "smollm2": Shapes(  # of 135M
+        (576, 30, 1536, 9, 3), (256, 8, 688, 4, 4), 49152, 256, 256,
+        (2048, 4096, 8192), "float32", {},
+    ),
+}  # fmt: skip
 CUDA = Shapes(
-    (4096, 32, 11008, 32), (1024, 24, 4096, 16), 32000, 4096, 256, (32768, 65536, 131072),
+    (4096, 32, 11008, 32, 32), (1024, 24, 4096, 16, 16), 32000, 4096, 256, (32768, 65536, 131072),
     "bfloat16", {"over full attention": 10.0, "decoding over re-projection": 20.0},
 )  # fmt: skip
 
 
 def build(shapes: Shapes, device: torch.device, alone: bool) -> Any:
     """The CEPE model, or its decoder alone, with random weights."""
-    hidden, layers, ffn, heads = shapes.decoder
+    hidden, layers, ffn, heads, keys = shapes.decoder
     dtype = getattr(torch, shapes.dtype)
     decoder = build_model(
         {
             "model_type": "llama", "vocab_size": shapes.vocabulary, "hidden_size": hidden,
             "intermediate_size": ffn, "num_hidden_layers": layers, "num_attention_heads": heads,
+            "num_key_value_heads": keys,
             "max_position_embeddings": max(shapes.lengths) + shapes.rows,
         },
         dtype=dtype,
     )  # fmt: skip
     if alone:
         return decoder.to(device).eval()
-    hidden, layers, ffn, heads = shapes.encoder
+    hidden, layers, ffn, heads, _ = shapes.encoder
     encoder = build_encoder(
         {
             "vocab_size": shapes.vocabulary + 1, "hidden_size": hidden, "intermediate_size": ffn,
@@ -111,19 +122,19 @@ def score(model: Any, side: str, tokens: Tensor, shapes: Shapes) -> Tensor:
     return model(input_ids=tokens, use_cache=True).logits[:, -rows:]
 
 
-def _weights(part: tuple[int, int, int, int]) -> int:
-    hidden, layers, ffn, _ = part
-    return layers * (4 * hidden**2 + 3 * hidden * ffn)
+def _weights(part: Part) -> int:
+    hidden, layers, ffn, heads, keys = part
+    return layers * (2 * hidden**2 * (heads + keys) // heads + 3 * hidden * ffn)
 
 
 def flops(shapes: Shapes, side: str, context: int) -> float:
     """Multiplications and additions of one scoring pass."""
-    hidden, layers, _, _ = shapes.decoder
+    hidden, layers, *_ = shapes.decoder
     rows, head = shapes.rows, 2 * shapes.rows * shapes.vocabulary * hidden
     if side == "full":
         n = context + rows
         return float(2 * n * _weights(shapes.decoder) + layers * 2 * hidden * n * n + head)
-    width, deep, _, _ = shapes.encoder
+    width, deep, *_ = shapes.encoder
     encoder = 2 * context * _weights(shapes.encoder) + deep * 4 * width * context * shapes.chunk
     decoder = 2 * rows * _weights(shapes.decoder) + layers * 2 * hidden * rows * rows
     projected = 4 * rows * hidden**2 + 4 * context * width * hidden
@@ -167,7 +178,7 @@ def row(
 
 
 def compare(
-    shapes: Shapes, context: int, budget: float, device: torch.device
+    name: str, shapes: Shapes, context: int, budget: float, device: torch.device
 ) -> Iterator[dict[str, Any]]:
     """The rows of one length: against both forms of full attention, then a decoded token."""
     cepe, alone = build(shapes, device, False), build(shapes, device, True)
@@ -182,7 +193,7 @@ def compare(
         peaks = {
             side: peak(side, shapes, context, device)
             if device.type == "cuda"
-            else apart(__file__, side, context)
+            else apart(__file__, side, context, "--shapes", name)
             for side in SIDES
         }
         for side, words in (("full", "over full attention"), ("full_wasteful", "over the paper's")):
@@ -219,19 +230,20 @@ def main() -> None:
     """Measures and prints; with --write keeps the JSON under benchmarks/results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=60.0, help="to spend on a row's rounds")
+    parser.add_argument("--shapes", choices=CPU, default="small", help="on CPU")
     parser.add_argument("--lengths", type=int, nargs="+", help="tokens, in place of the device's")
     parser.add_argument("--write", action="store_true", help="keep the JSON")
     parser.add_argument("--peak", nargs=2, help=argparse.SUPPRESS)  # of one side: `peak` asks
     options = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    shapes = CUDA if device.type == "cuda" else CPU
+    shapes = CUDA if device.type == "cuda" else CPU[options.shapes]
     torch.set_num_threads(1)
     if options.peak:
         print(peak(options.peak[0], shapes, int(options.peak[1]), torch.device("cpu")))
         return
     rows = []
     for context in options.lengths or shapes.lengths:
-        for line in compare(shapes, context, options.seconds, device):
+        for line in compare(options.shapes, shapes, context, options.seconds, device):
             print(json.dumps({k: v for k, v in line.items() if k != "ratios"}), flush=True)
             rows.append(line)
     if not options.write:
@@ -243,7 +255,7 @@ def main() -> None:
     )
     claim = "CEPE over full attention on the same text"
     facts = {"claim": claim, "about": about, "rows": rows, "targets": shapes.targets}
-    keep("cepe", device, facts)
+    keep("cepe_smollm2" if shapes is CPU["smollm2"] else "cepe", device, facts)
 
 
 if __name__ == "__main__":
