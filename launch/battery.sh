@@ -22,7 +22,7 @@ if [ "$which" != lab ]; then
   [ -f "$model" ] || bash launch/gguf.sh
   measured SmolLM2-135M model="$model" held_out=outputs/gguf/held_out "lengths=[1024,2048,4096]" \
     "tasks=[short,needle,babi,passkey,ruler,perplexity,efficiency]" samples=2 ruler.samples=3 \
-    needle.samples=2 babi.samples=3 short.samples=100 perplexity.stride=1024 perplexity.max_documents=2 \
+    needle.samples=2 babi.samples=3 short.samples=100 perplexity.stride=512 perplexity.max_documents=2 \
     "perplexity.protocols=[sliding_new_tokens,single_pass_buckets]" efficiency.repetitions=3
   python benchmarks/battery_page.py smollm2 "$out/SmolLM2-135M"
 fi
@@ -30,7 +30,7 @@ if [ "$which" != smollm2 ]; then
   held=held_out=data/lab/held_out
   lab() { # name, then the model
     measured "$1" "${@:2}" "$held" "lengths=[256,512,1024,2048,4096]" \
-      "tasks=[short,needle,passkey,perplexity,efficiency]" needle.samples=6 perplexity.stride=256 \
+      "tasks=[short,needle,passkey,perplexity,efficiency]" needle.samples=6 perplexity.stride=128 \
       "perplexity.protocols=[sliding_new_tokens,single_pass_buckets]"
     measured "$1" "${@:2}" "$held" "lengths=[1024,2048,4096]" "tasks=[ruler,babi]" ruler.samples=10 \
       babi.samples=20
