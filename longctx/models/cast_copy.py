@@ -6,7 +6,10 @@ reading and one writing of the weights, and the memory of one file of them.
 """
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -44,18 +47,19 @@ def needs_cast(directory: Path, dtype: torch.dtype) -> int:
 
     Args:
         directory: with safetensors; their headers are read.
-        dtype: that is wanted of floating-point weights.
+        dtype: that is wanted.
+
+    Raises:
+        UserError: if a file cannot be read.
     """
-    total, same = 0, True
+    numbers, kinds = 0, set()
     for file in _files(directory):
-        with safe_open(file, framework="pt") as shard:
+        with _opened(file) as shard:
             for name in shard.keys():  # noqa: SIM118
                 part = shard.get_slice(name)
-                numbers = torch.Size(part.get_shape()).numel()
-                kind = part.get_dtype()
-                same = same and kind == _NAMES[dtype]
-                total += numbers * dtype.itemsize
-    return 0 if same else total
+                kinds.add(part.get_dtype())
+                numbers += torch.Size(part.get_shape()).numel()
+    return 0 if kinds <= {_NAMES[dtype]} else numbers * dtype.itemsize
 
 
 def cast_copy(directory: Path, target: Path, dtype: torch.dtype) -> None:
@@ -68,23 +72,32 @@ def cast_copy(directory: Path, target: Path, dtype: torch.dtype) -> None:
 
     Raises:
         OSError: if it cannot be written.
-        UserError: if a weight cannot be read.
+        UserError: if a file cannot be read.
     """
     for file in sorted(directory.glob("*.json")):
         shutil.copyfile(file, target / file.name)
     for file in _files(directory):
+        cast = {}
+        with _opened(file) as shard:
+            for name in shard.keys():  # noqa: SIM118
+                weight = shard.get_tensor(name)
+                cast[name] = weight.to(dtype) if weight.is_floating_point() else weight
         try:
-            with safe_open(file, framework="pt") as shard:
-                cast = {}
-                for name in shard.keys():  # noqa: SIM118
-                    weight = shard.get_tensor(name)
-                    cast[name] = weight.to(dtype) if weight.is_floating_point() else weight
-        except SafetensorError as error:
-            raise UserError(f"{file} cannot be read: {error}") from error
-        save_file(cast, target / file.name, metadata=HEADER)
+            save_file(cast, target / file.name, metadata=HEADER)
+        except SafetensorError as error:  # as it calls a full disk
+            raise OSError(str(error)) from error
 
 
 _NAMES = {torch.float32: "F32", torch.bfloat16: "BF16"}
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[Any]:
+    try:
+        with safe_open(file, framework="pt") as shard:
+            yield shard
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{file} cannot be read: {error}") from error
 
 
 def _files(directory: Path) -> list[Path]:

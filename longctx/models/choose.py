@@ -5,9 +5,9 @@ Costs the import of the attention methods, which need torch only.
 
 import dataclasses
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -30,6 +30,16 @@ FAILURES = (
 
 FLAT = "longctx_attention_"  # of the methods' files in a checkpoint that has its code beside it
 BESIDE = not __name__.startswith("longctx.")  # this file is in such a checkpoint
+
+# A method's fields: how their types are called, and what is one.
+KINDS: dict[Any, tuple[str, tuple[type, ...]]] = {
+    int: ("a whole number", (int,)),
+    float: ("a number", (int, float)),
+    bool: ("true or false", (bool,)),
+    str: ("a name", (str,)),
+    Sequence[int]: ("a list of whole numbers", ()),
+    type(None): ("", (type(None),)),
+}
 
 Attention = str | Mapping[str, Any] | None
 Rope = RopeConfig | Mapping[str, Any] | str | None
@@ -62,10 +72,23 @@ def attention_method(attention: str | Mapping[str, Any]) -> Any:
             raise UserError(
                 f"attention.{key} is not a number of {name!r}: it has {', '.join(known) or 'none'}"
             )
+        _require_kind(get_type_hints(numbers)[key], given[key], f"attention.{key}")
     try:
         return numbers(**given)
     except TypeError as error:
         raise UserError(f"attention={name}: {error}") from error
+
+
+def _require_kind(hint: Any, value: Any, key: str) -> None:
+    """Raises UserError if a value is not of the type that a method's field has."""
+    kinds = get_args(hint) or (hint,)
+    if isinstance(value, list | tuple) and all(type(entry) is int for entry in value):
+        fits = Sequence[int] in kinds
+    else:
+        fits = any(type(value) in KINDS[kind][1] for kind in kinds)
+    if not fits:
+        words = " or ".join(KINDS[kind][0] for kind in kinds if kind is not type(None))
+        raise UserError(f"{key}={value!r} must be {words}")
 
 
 def in_words(record: Mapping[str, Any]) -> str:

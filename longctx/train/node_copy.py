@@ -18,6 +18,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 from longctx.config import RunConfig
+from longctx.errors import UserError
 from longctx.models.cast_copy import cast_copy, needs_cast, stored_in
 from longctx.models.load import DTYPES
 from longctx.parallel.mesh import Mesh
@@ -62,13 +63,18 @@ def node_copy(run: RunConfig, mesh: Mesh) -> Iterator[RunConfig]:
 
 
 def _make(run: RunConfig, ranks: int) -> str | None:
-    """This machine's copy; None where none is needed, or there is no room for it."""
-    path, dtype = str(run.model.path), DTYPES[run.train.dtype]
-    stored = stored_in(path)
-    size = needs_cast(stored, dtype) if stored else 0
+    """This machine's copy; None where none is needed, there is no room, or nothing can be read.
+
+    What cannot be read every rank will say, as it loads.
+    """
+    path, dtype, root = str(run.model.path), DTYPES[run.train.dtype], tempfile.gettempdir()
+    try:
+        stored = stored_in(path)
+        size = needs_cast(stored, dtype) if stored else 0
+    except UserError:
+        return None
     if stored is None or not size:
         return None
-    root = tempfile.gettempdir()
     what = f"{path} is not stored in {run.train.dtype}: {size / 1e9:,.2f} GB"
     if shutil.disk_usage(root).free < ROOM * size:
         say(f"warning: {what} for each of {ranks} ranks, as {root} has no room for a copy (TMPDIR)")
@@ -77,11 +83,13 @@ def _make(run: RunConfig, ranks: int) -> str | None:
     target = tempfile.mkdtemp(prefix="longctx-weights-", dir=root)
     try:
         cast_copy(stored, Path(target), dtype)
+        return target
     except OSError as error:
-        shutil.rmtree(target, ignore_errors=True)
         say(f"warning: {what} for each of {ranks} ranks, as {root} cannot hold a copy: {error}")
-        return None
+    except UserError:
+        pass
     except BaseException:
         shutil.rmtree(target, ignore_errors=True)
         raise
-    return target
+    shutil.rmtree(target, ignore_errors=True)
+    return None

@@ -1,7 +1,8 @@
-"""What ranks share as they start: one copy of the weights a machine, the checking of a checkpoint."""
+"""What ranks share as they start: one copy of the weights, the checking of a checkpoint."""
 
 import ctypes
 import gc
+import shutil
 import socket
 import tempfile
 from dataclasses import replace
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from longctx.errors import UserError
 from longctx.models import load
 from longctx.parallel import mesh
 from longctx.parallel.zero import MOMENTS
@@ -29,18 +31,18 @@ MIB = 2**20
 
 
 def private() -> float:
-    """MiB that belong to this process alone, without what its allocator keeps for later."""
+    """MiB of this process that are no file, without what its allocator keeps for later."""
     gc.collect()
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
-    return sum(int(x.split()[1]) for x in lines if x.startswith("Private_Dirty")) / 1024
+    return sum(int(x.split()[1]) for x in lines if x.startswith("Anonymous")) / 1024
 
 
-def load_as(folder: Path, dtype: str) -> tuple[torch.nn.Module, str]:
+def load_as(folder: Path, dtype: str, name: str = "model") -> tuple[torch.nn.Module, str]:
     """On each rank: the model as a run of that dtype gets it, and where from."""
     ranks = mesh.start()
     run = tiny_run(folder / "store", folder / "run", f"train.dtype={dtype}")
-    run = replace(run, model=replace(run.model, path=str(folder / "model"), tokenizer=None))
+    run = replace(run, model=replace(run.model, path=str(folder / name), tokenizer=None))
     with at.node_copy(run, ranks) as local:
         assert local.model.tokenizer in (run.model.path, None)
         place = str(local.model.path)
@@ -69,8 +71,12 @@ def ranks_load(folder: Path) -> None:
     assert place == str(folder / "model")
     assert private() - before > 0.75 * size
     assert torch.equal(model.lm_head.weight, expected["lm_head.weight"].bfloat16())
-    socket.gethostname = lambda: f"machine-{mesh.start().rank}"
+    broken = next((folder / "broken").glob("*.safetensors"))
     at.ROOM = 1.05
+    with pytest.raises(UserError, match="cannot load the weights"):  # on both ranks
+        load_as(folder, "bf16", "broken")
+    assert broken.is_file() and not any((folder / "scratch").iterdir())
+    socket.gethostname = lambda: f"machine-{mesh.start().rank}"
     assert load_as(folder, "bf16")[1] == str(folder / "model")  # alone on its machine
 
 
@@ -114,4 +120,7 @@ def test_what_ranks_share_as_they_start(tmp_path):
     make_store(tmp_path / "store")
     (tmp_path / "scratch").mkdir()
     load.build_model(WIDE).save_pretrained(tmp_path / "model", max_shard_size="20MB")
+    shutil.copytree(tmp_path / "model", tmp_path / "broken")
+    cut = next((tmp_path / "broken").glob("*.safetensors"))
+    cut.write_bytes(cut.read_bytes()[:5000])
     spawn(on_ranks, 2, tmp_path)
