@@ -36,6 +36,8 @@ def main(name: str, *given: str) -> None:
     out.mkdir(parents=True, exist_ok=True)
     models = [below_root(read_results(Path(directory))) for directory in given]
     write_report(models, out)
+    for drawing in out.glob("*.svg"):  # inside report.html; report.md shows the PNG
+        drawing.unlink()
     print(f"wrote {out.relative_to(ROOT)}")
 
 

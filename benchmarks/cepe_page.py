@@ -130,6 +130,7 @@ def figure(found: dict[str, dict[str, Any]], path: Path) -> None:
     axes.set_ylabel("perplexity")
     axes.legend(fontsize=8)
     save(drawn, path)
+    path.with_suffix(".svg").unlink()  # Markdown shows the PNG
 
 
 def speed(out: Path) -> str:

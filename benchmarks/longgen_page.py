@@ -78,7 +78,8 @@ def lab(out: Path) -> str:
             *table(["attention", *at], by_depth),
             "#### Where the full layers stand",
             "",
-            "Sinks and window everywhere else; the lab model has four layers.",
+            "Sinks and window everywhere else. The lab model has four layers, hence quarters and "
+            "halves; sixths and thirds would need another model.",
             "",
             *table(["full layers", *head], places),
             "![Passkeys found and perplexity by placement](figures/longgen_placement.png)",
@@ -174,6 +175,7 @@ def figure(found: dict[str, Any], length: int, path: Path) -> None:
     other.plot([perplexities(found[n])[length] for n in names], "D", color=COLOURS[1])
     other.set_ylabel(f"perplexity at {length:,}", color=COLOURS[1])
     save(drawn, path)
+    path.with_suffix(".svg").unlink()  # Markdown shows the PNG
 
 
 def speed(out: Path) -> str:
