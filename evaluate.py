@@ -4,9 +4,13 @@ See `python evaluate.py --help`.
 """
 
 import os
+from datetime import timedelta
 
 from longctx import cli
 from longctx.eval.config import EvalConfig
+
+# Ranks wait for one that works alone (efficiency, lm-eval); one that dies ends them all anyway.
+WAIT = timedelta(weeks=52)
 
 
 def main(cfg: EvalConfig) -> None:
@@ -16,7 +20,7 @@ def main(cfg: EvalConfig) -> None:
 
     watch.end_with_launcher()
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1 or cfg.parallel_sp > 1
-    _, report = evaluate(cfg, mesh.start(cfg.parallel_sp) if several else None)
+    _, report = evaluate(cfg, mesh.start(cfg.parallel_sp, WAIT) if several else None)
     if report:
         print(report)
         print(f"{cfg.out}/report.html has the figures")

@@ -38,23 +38,66 @@ T = TypeVar("T")
 ROOT = Path(__file__).resolve().parent.parent
 CONF = ROOT / "conf"
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+UNNAMED = re.compile(r"\[|[-+]?[\d.]+(e-?\d+)?$|(true|false|null)$", re.IGNORECASE)
 SWEEP = {"-m", "--multirun", "hydra.mode=MULTIRUN"}
 
 
-def prepare(arguments: list[str]) -> list[str]:
+def prepare(arguments: list[str], config_name: str, folder: Path = CONF) -> list[str]:
     """The arguments as Hydra wants them.
 
     Args:
         arguments: of the command line, without the program's name.
+        config_name: the YAML in `folder` to start from.
+        folder: where it and its groups are.
 
     Raises:
-        UserError: if `model=` is neither a name in conf/model nor something that can be loaded, or
-            if a sweep cannot be what was meant.
+        UserError: if `model=` is neither a name in conf/model nor something that can be loaded, if
+            a group is given what is no name, or if a sweep cannot be what was meant.
     """
     kept = [a for a in arguments if not a.startswith(("--local_rank", "--local-rank"))]
     sweep = bool(SWEEP.intersection(kept))
+    kept = _named(kept, config_name, folder)
     kept = [part for a in kept for part in _model_by_path(a, sweep)]
     return [*kept, *names.name_points(kept)] if sweep else kept
+
+
+def _named(arguments: list[str], config_name: str, folder: Path) -> list[str]:
+    """The arguments, less `GROUP=null` of groups that are empty anyway; Hydra cannot take it.
+
+    Such a group (attention of a checkpoint) has no fields to set, either.
+
+    Raises:
+        UserError: if a group is given what is not the name of a choice and has no such fields.
+    """
+    kept, groups = list[str](), _groups(config_name, folder)
+    given = {key for key, _, value in map(_parts, arguments) if value not in ("", "null")}
+    for argument in arguments:
+        key, _, value = _parts(argument)
+        group, dot, _ = key.partition(".")
+        empty = groups.get(group, "") is None
+        choices = _choices(group, folder) if group in groups else [value]
+        if dot and empty and group not in given:
+            raise UserError(f"{argument} needs {group}=NAME too, one of {', '.join(choices)}")
+        if not dot and empty and value == "null":
+            continue
+        mapping = value.startswith("{")
+        if not dot and value not in choices and (UNNAMED.match(value) or (empty and mapping)):
+            told = f"; give its numbers as {group}.KEY=VALUE" if mapping else ""
+            raise UserError(f"{group}={value} is not one of {', '.join(choices)}{told}")
+        kept.append(argument)
+    return kept
+
+
+def _parts(argument: str) -> tuple[str, str, str]:
+    """Key, `=` and value of an override, whether it adds or sets."""
+    return argument.lstrip("+").partition("=")
+
+
+def _groups(config_name: str, folder: Path) -> dict[str, str | None]:
+    """The groups that an entry point composes, and the choice in each by default."""
+    found: Any = OmegaConf.to_container(OmegaConf.load(folder / f"{config_name}.yaml"))
+    named = [pair for e in found["defaults"] if isinstance(e, dict) for pair in e.items()]
+    return {key.removeprefix("optional "): name for key, name in named if "hydra/" not in key}
 
 
 def _model_by_path(argument: str, sweep: bool) -> list[str]:
@@ -101,7 +144,7 @@ def compose(
     """
     _register(schema, schema_name)
     with hydra.initialize_config_dir(str(folder), version_base=None):
-        config = hydra.compose(config_name, prepare(arguments))
+        config = hydra.compose(config_name, prepare(arguments, config_name, folder))
     return _typed(config, schema)
 
 
@@ -141,7 +184,7 @@ def run(
             print(help_text(config_name, folder))
             return
         os.environ.update(ranks(os.environ))
-        sys.argv[1:] = prepare(sys.argv[1:])
+        sys.argv[1:] = prepare(sys.argv[1:], config_name, folder)
         start()
 
 
@@ -155,11 +198,9 @@ def help_text(config_name: str, folder: Path = CONF) -> str:
         folder: where it and its groups are.
     """
     found: Any = OmegaConf.load(folder / f"{config_name}.yaml")
-    entries = [str(key) for entry in found.defaults if not isinstance(entry, str) for key in entry]
-    groups = [entry.removeprefix("optional ") for entry in entries if "hydra/" not in entry]
-    lines = [f"{group}: {', '.join(_choices(group, folder))}" for group in groups]
-    template: str = found.hydra.help.template
-    return template.replace("$APP_CONFIG_GROUPS", "\n".join(lines) + "\n").rstrip()
+    groups = _groups(config_name, folder)
+    lines = [f"{group}: {', '.join(_choices(group, folder))}\n" for group in groups]
+    return str(found.hydra.help.template).replace("$APP_CONFIG_GROUPS", "".join(lines)).rstrip()
 
 
 @contextmanager

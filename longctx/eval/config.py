@@ -114,7 +114,8 @@ class EvalConfig:
         lengths: context lengths of the first six and of `efficiency`, tokens.
         held_out: token store to score, or to draw text from.
         out: directory for `results.json`, `samples.jsonl`, `report.md` and figures.
-        compare: directories of earlier evaluations, added to table and figures.
+        compare: directories of earlier evaluations, added to table and figures. With no `lengths`
+            and no task that does without, they are joined and nothing is measured.
         parallel_sp: processes that share a row, each with an equal part of its tokens; for tasks
             that decode nothing.
         samples: prompts per passkey cell and per k_max distance.
@@ -157,6 +158,8 @@ class EvalConfig:
             choice(task, TASKS, "tasks")
         for key in ("samples", "batch_tokens", "parallel_sp"):
             positive(getattr(self, key), key)
+        if self.joins:
+            return
         if not self.tasks or (not self.lengths and set(BY_LENGTH) & set(self.tasks)):
             raise UserError("tasks=[..] and lengths=[..] must name at least one each")
         if min(self.lengths, default=2) < 2:
@@ -167,6 +170,11 @@ class EvalConfig:
             choice(self.dtype, ("fp32", "bf16"), "dtype")
         if self.model.path is None:
             raise UserError(f"model={self.model.name} has no weights to evaluate: give model=PATH")
+
+    @property
+    def joins(self) -> bool:
+        """Whether earlier results are joined and nothing is measured."""
+        return bool(self.compare) and not self.lengths and set(self.tasks) <= set(BY_LENGTH)
 
     def _check_spread(self) -> None:
         if self.parallel_sp == 1:

@@ -72,17 +72,20 @@ class ShortConfig:
 
     Args:
         tasks: `continuation` (ours, of `held_out`) `| boolq | piqa | race | winogrande | mmlu`
-            (lm-eval's), one or more.
+            (lm-eval's) or a task in `include`, one or more.
         samples: questions of each. None: all of lm-eval's, and one a sentence of ours.
         context_tokens: before the sentence that is to be told, tokens.
+        include: folder of task files (YAML) in lm-eval's format, of any data: multiple choice
+            with the metric `acc`. None: nothing but the tasks above.
     """
 
     tasks: list[str]
     samples: int | None
     context_tokens: int
+    include: str | None = None
 
     def __post_init__(self) -> None:
-        for task in self.tasks:
+        for task in self.tasks if self.include is None else ():
             choice(task, SHORT_TASKS, "short.tasks")
         if not self.tasks:
             raise UserError(f"short.tasks=[] must name at least one of {', '.join(SHORT_TASKS)}")

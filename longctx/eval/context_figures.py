@@ -6,10 +6,10 @@ from typing import Any
 
 from longctx.eval.config_contexts import PLACES
 from longctx.eval.figures import (
-    COLOURS,
-    MARKERS,
+    SIZE,
     Results,
     legend,
+    look,
     new_axes,
     protocols_of,
     result_of,
@@ -24,7 +24,7 @@ def _perplexity_by(
     models: Sequence[Results], parts: Sequence[Sequence[dict[str, Any]]], key: str, names: Any
 ) -> tuple[Any, Any]:
     """Perplexity against context tokens, a colour per model and a dash per kind of row."""
-    figure, axes = new_axes(7.0, 4.2)
+    figure, axes = new_axes(*SIZE)
     ticks: set[int] = set()
     for i, (model, rows) in enumerate(zip(models, parts, strict=True)):
         for kind, name in names.items():
@@ -37,8 +37,7 @@ def _perplexity_by(
                 [r["perplexity"] for r in line],
                 yerr=[r["perplexity_se"] or 0 for r in line],
                 label=f"{model['label']}, {name}",
-                color=COLOURS[i % len(COLOURS)],
-                marker=MARKERS[i % len(MARKERS)],
+                **look(model, i),
                 linestyle=DASHES[kind],
                 markersize=5,
                 linewidth=1.6,
@@ -102,10 +101,10 @@ def qa_figure(models: Sequence[Results], path: Path) -> str:
     Returns:
         The file's name.
     """
-    figure, axes = new_axes(7.0, 4.6)
+    figure, axes = new_axes(*SIZE)
     ticks: set[int] = set()
     for i, model in enumerate(models):
-        colour, cells = COLOURS[i % len(COLOURS)], (result_of(model, "qa") or {})["cells"]
+        own, cells = look(model, i), (result_of(model, "qa") or {})["cells"]
         for setting, dashes in SETTING_DASHES.items():
             line = sorted((c for c in cells if c["setting"] == setting), key=lambda c: int(c["k"]))
             if not line:
@@ -119,9 +118,8 @@ def qa_figure(models: Sequence[Results], path: Path) -> str:
                 em,
                 yerr=[below, above],
                 label=f"{model['label']}, {_named(setting)}",
-                color=colour,
+                **own,
                 alpha=0.45 if setting == "no_gold" else 1.0,
-                marker=MARKERS[i % len(MARKERS)],
                 linestyle=dashes,
                 markersize=4,
                 linewidth=1.4,
@@ -130,7 +128,7 @@ def qa_figure(models: Sequence[Results], path: Path) -> str:
             ticks |= {c["k"] for c in line}
         for cell in (c for c in cells if c["setting"] == "gold_only"):
             name = f"{model['label']}, gold only"
-            axes.axhline(100 * cell["em"], color=colour, linewidth=0.8, label=name)
+            axes.axhline(100 * cell["em"], color=own["color"], linewidth=0.8, label=name)
     axes.set_xticks(sorted(ticks), [f"{k:,}" for k in sorted(ticks)])
     axes.set_ylim(bottom=0)
     axes.set_xlabel("passages, k")

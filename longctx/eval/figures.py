@@ -5,7 +5,6 @@ to colour-blind eyes (Okabe-Ito lines, viridis maps), on white and on black.
 """
 
 from collections.abc import Sequence
-from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +16,18 @@ from matplotlib.figure import Figure
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "osD^vP*"
 GREY = "#808080"
+SIZE = (5.6, 3.7)  # inches: letters can be read where it is as narrow as a phone
 DODGE = 0.03  # octaves between the points of two models, so that error bars stand side by side
 LOG_FROM = 10  # a log y axis above this ratio of largest to smallest perplexity
 CLIP_FROM = 100  # above this ratio perplexities are drawn at the edge, with an arrow
 
 Results = dict[str, Any]
+
+
+def look(model: Results, i: int) -> dict[str, Any]:
+    """Colour and marker of a model, alike in all figures of a report (`place`: its row there)."""
+    i = model.get("place", i)
+    return {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
 
 
 def result_of(results: Results, task: str) -> dict[str, Any] | None:
@@ -59,7 +65,7 @@ def legend(figure: Figure) -> None:
     """What the lines are, below the axes, where it hides nothing."""
     handles, labels = figure.axes[0].get_legend_handles_labels()
     widest = max(map(len, labels))
-    columns = max(1, min(3, 110 // (widest + 8)))
+    columns = max(1, min(3, int(15.5 * figure.get_figwidth()) // (widest + 8)))
     figure.legend(
         handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=8
     )
@@ -81,7 +87,7 @@ def _window_lines(axes: Axes, models: Sequence[Results]) -> None:
     extended = {m["window"] for m in models} - {m["native_window"] for m in models}
     for window in sorted(extended):
         owners = [i for i, m in enumerate(models) if m["window"] == window]
-        colour = COLOURS[owners[0] % len(COLOURS)] if len(owners) == 1 else GREY
+        colour = look(models[owners[0]], owners[0])["color"] if len(owners) == 1 else GREY
         axes.axvline(
             window, color=colour, linestyle="--", linewidth=1, label=f"extended window {window:,}"
         )
@@ -107,7 +113,7 @@ def perplexity_figure(models: Sequence[Results], protocol: str, path: Path) -> s
     Returns:
         The file's name.
     """
-    figure, axes = new_axes(7.0, 4.2)
+    figure, axes = new_axes(*SIZE)
     curves = [_curve(m, protocol) if protocol in protocols_of(m) else [] for m in models]
     values = [y for curve in curves for _, y, _ in curve]
     limit = CLIP_FROM * min(values)
@@ -122,8 +128,7 @@ def perplexity_figure(models: Sequence[Results], protocol: str, path: Path) -> s
             shown,
             yerr=[e if y <= limit else 0 for y, e in zip(perplexity, error, strict=True)],
             label=model["label"],
-            color=COLOURS[i % len(COLOURS)],
-            marker=MARKERS[i % len(MARKERS)],
+            **look(model, i),
             markersize=5,
             linewidth=1.6,
             capsize=2,
@@ -132,7 +137,7 @@ def perplexity_figure(models: Sequence[Results], protocol: str, path: Path) -> s
             axes,
             [x * beside for x, y in zip(lengths, perplexity, strict=True) if y > limit],
             limit,
-            i,
+            look(model, i)["color"],
         )
     if max(values) > limit:
         axes.plot([], [], "k^", markerfacecolor="none", label=f"clipped, above {limit:,.0f}")
@@ -152,71 +157,10 @@ def perplexity_figure(models: Sequence[Results], protocol: str, path: Path) -> s
     return save(figure, path)
 
 
-def _arrows(axes: Axes, lengths: Sequence[float], limit: float, model: int) -> None:
+def _arrows(axes: Axes, lengths: Sequence[float], limit: float, colour: str) -> None:
     """Marks values that were clipped."""
-    colour = COLOURS[model % len(COLOURS)]
     for x in lengths:
         axes.plot(x, limit, "^", markersize=11, markerfacecolor="none", markeredgecolor=colour)
-
-
-def _heat_map(axes: Axes, model: Results) -> Any:
-    result = result_of(model, "passkey") or {}
-    lengths = sorted({c["length"] for c in result["cells"]})
-    depths = sorted({c["depth"] for c in result["cells"]})
-    rates = {(c["depth"], c["length"]): 100 * c["rate"] for c in result["cells"]}
-    image = axes.imshow(
-        [[rates[depth, length] for length in lengths] for depth in depths],
-        cmap="viridis",
-        vmin=0,
-        vmax=100,
-        aspect="auto",
-    )
-    for (depth, length), rate in rates.items():
-        axes.text(
-            lengths.index(length),
-            depths.index(depth),
-            f"{rate:.0f}",
-            ha="center",
-            va="center",
-            fontsize=8,
-            color="#111111" if rate > 60 else "white",
-        )
-    axes.set_xticks(range(len(lengths)), [f"{n:,}" for n in lengths])
-    axes.set_yticks(range(len(depths)), [f"{100 * d:.0f}" for d in depths])
-    axes.set_xlabel("prompt length, tokens")
-    axes.set_ylabel("depth of the key, %")
-    axes.set_title(f"{model['label']}: mean {100 * result['mean']:.1f} %", fontsize=10)
-    for window, style in {model["window"]: "--", model["native_window"]: ":"}.items():
-        inside = sum(length <= window for length in lengths)
-        if 0 < inside < len(lengths):
-            axes.axvline(inside - 0.5, color="white", linewidth=3.5)
-            axes.axvline(inside - 0.5, color="#D55E00", linestyle=style, linewidth=2)
-    return image
-
-
-def passkey_figure(models: Sequence[Results], path: Path) -> str:
-    """A heat map per model: prompt length x depth of the key, per cent retrieved.
-
-    The dotted line ends the native window, the dashed one the extended window.
-
-    Args:
-        models: contents of `results.json` that hold the task.
-        path: PNG to write.
-
-    Returns:
-        The file's name.
-    """
-    columns = 1 if len(models) == 1 else 2
-    rows = ceil(len(models) / columns)
-    figure = Figure(figsize=(5.4 * columns + 0.8, 3.3 * rows), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False).flatten()
-    for axes, model in zip(grid, models, strict=False):
-        image = _heat_map(axes, model)
-    for axes in grid[len(models) :]:
-        axes.set_visible(False)
-    bar = figure.colorbar(image, ax=list(grid), shrink=0.85)
-    bar.set_label("keys retrieved, %")
-    return save(figure, path)
 
 
 def efficiency_figure(models: Sequence[Results], path: Path) -> str:
@@ -242,13 +186,12 @@ def efficiency_figure(models: Sequence[Results], path: Path) -> str:
                 [r["length"] for r in rows],
                 [factor * r[key] for r in rows],
                 label=model["label"],
-                color=COLOURS[i % len(COLOURS)],
-                marker=MARKERS[i % len(MARKERS)],
+                **look(model, i),
                 markersize=4,
             )
         lengths = {r["length"] for m in models for r in (result_of(m, "efficiency") or {})["rows"]}
         _length_axis(axes, sorted(lengths), "prompt, tokens")
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.08 * axes.dataLim.y1 or 1)
         axes.set_title(name, fontsize=10)
         axes.grid(True, alpha=0.25, linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
@@ -266,15 +209,14 @@ def k_max_figure(models: Sequence[Results], path: Path) -> str:
     Returns:
         The file's name.
     """
-    figure, axes = new_axes(7.0, 4.2)
+    figure, axes = new_axes(*SIZE)
     for i, model in enumerate(models):
         result = result_of(model, "k_max") or {}
         axes.plot(
             [c["k"] for c in result["cells"]],
             [100 * c["rate"] for c in result["cells"]],
             label=f"{model['label']}: k_max {result['k_max']:,} of {result['target']:,}",
-            color=COLOURS[i % len(COLOURS)],
-            marker=MARKERS[i % len(MARKERS)],
+            **look(model, i),
             markersize=4,
             linewidth=1.4,
         )

@@ -12,6 +12,7 @@ from typing import Any
 from longctx.eval.answers import wilson
 from longctx.eval.compare import tasks_of, unlike
 from longctx.eval.figures import Results, protocols_of, result_of
+from longctx.eval.ruler_length import effective
 from longctx.eval.tables import table
 
 Value = tuple[float, float]
@@ -125,8 +126,9 @@ def _ruler(models: Sequence[Results]) -> Iterator[Column]:
     rows = [{a["length"]: _interval(a, "score") for a in r.get("averages", [])} for r in found]
     if (length := _shared([set(r) for r in rows])) is not None:
         yield Column(f"RULER at {length:,}, %", [r.get(length) for r in rows], _percent)
-    values = [r.get("effective_length") for r in found]
-    yield Column("RULER effective length, tokens", _sure(values), _count, ranked=False)
+    told = [effective(r) if r else None for r in found]
+    values = _sure([None if t is None else t.length for t in told])
+    yield Column("RULER effective length, tokens", values, _count, ranked=False)
 
 
 def _gain(row: dict[str, Any]) -> Value | None:

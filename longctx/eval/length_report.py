@@ -7,11 +7,11 @@ from longctx.eval.answers import wilson
 from longctx.eval.figures import (
     Results,
     k_max_figure,
-    passkey_figure,
     perplexity_figure,
     protocols_of,
     result_of,
 )
+from longctx.eval.probe_figures import WINDOWS, passkey_figure
 from longctx.eval.tables import image, plus_minus, table
 
 NOTES = {
@@ -20,8 +20,13 @@ NOTES = {
     "whole_window": "A window of the given width moves by the stride over all documents as one "
     "stream, all of its tokens are scored each time",
     "single_pass_buckets": "One forward over the first tokens of each document, all scored; the "
-    "figure splits the longest by position",
+    "figure splits the longest by position. Bucket gain: the largest position, in tokens, whose "
+    "loss is still two standard errors below that of half as far",
     "token_matched": "The same target tokens in every column, only the context before them differs",
+}
+MODES = {
+    "teacher_forced": "read off one forward pass (what greedy decoding would say)",
+    "generate": "decoded greedily",
 }
 
 
@@ -70,14 +75,17 @@ def perplexity_section(models: Sequence[Results], out: Path) -> Iterator[str]:
     names = dict.fromkeys(name for model in models for name in protocols_of(model))
     for name in names:
         own = next(protocols_of(m)[name] for m in models if name in protocols_of(m))
-        facts = ", ".join(f"{k} {own[k]}" for k in ("stride", "target_tokens") if k in own)
+        facts = ", ".join(
+            f"{k.replace('_', ' ')} {own[k]}" for k in ("stride", "target_tokens") if k in own
+        )
         yield f"## Perplexity, `{name}`"
         yield ""
         yield f"{NOTES[name]}{f' ({facts})' if facts else ''}."
         yield (
             f"{own['documents']} documents, {own['skipped']} shorter ones skipped, "
             f"{own['rows'][-1]['tokens']:,} tokens scored at the last length; "
-            f"BOS at the {own['bos'].replace('_', ' ')}; ± is one standard error."
+            f"columns: tokens of context; BOS at the {own['bos'].replace('_', ' ')}; ± is one "
+            "standard error."
         )
         yield ""
         gain = ("bucket gain", _bucket_gain) if name == "single_pass_buckets" else None
@@ -87,7 +95,8 @@ def perplexity_section(models: Sequence[Results], out: Path) -> Iterator[str]:
             gain,
         )
         figure = perplexity_figure(models, name, out / f"perplexity_{name}.png")
-        yield from image(f"Perplexity, {name}", figure)
+        against = "position" if gain else "length"
+        yield from image(f"`{name}` against {against}; bars: one standard error", figure)
 
 
 def passkey_section(models: Sequence[Results], out: Path) -> Iterator[str]:
@@ -97,20 +106,29 @@ def passkey_section(models: Sequence[Results], out: Path) -> Iterator[str]:
         yield from ("## Passkey", "")
         yield (
             f"Keys retrieved, %, mean over {len({c['depth'] for c in own['cells']})} depths and "
-            f"{own['cells'][0]['samples']} prompts a cell, exact match, {own['mode']}; "
-            "95% Wilson intervals; prompts truncated: 0; guessing: 0.00."
+            f"{own['cells'][0]['samples']} prompts a cell, exact match, {MODES[own['mode']]}; "
+            "columns: tokens of the prompts; 95% Wilson intervals; prompts truncated: 0; guessing: "
+            "0.00."
         )
         yield ""
         yield from _by_length(found, _passkey)
-        yield from image("Passkey retrieval", passkey_figure(found, out / "passkey.png"))
+        yield from image(f"Keys found; {WINDOWS}", passkey_figure(found, out / "passkey.png"))
     if found := [m for m in models if result_of(m, "k_max")]:
         yield from ("## Effective window, k_max", "")
+        yield (
+            "The largest distance between a key and the end of its prompt up to which keys are "
+            "found at the threshold's rate or better at every distance tested (Position "
+            "Interpolation's effective window). Target: length of the prompts; trials: distances x "
+            "prompts at each."
+        )
+        yield ""
         rows = []
         for model in found:
             own = result_of(model, "k_max") or {}
             trials = f"{len(own['cells'])} x {own['cells'][0]['samples']}"
             limit = f"{100 * own['threshold']:.0f} %"
-            cells = [f"{own['k_max']:,}", f"{own['target']:,}", trials, limit, own["mode"]]
+            mode = own["mode"].replace("_", " ")
+            cells = [f"{own['k_max']:,}", f"{own['target']:,}", trials, limit, mode]
             rows.append([model["label"], *cells])
-        yield from table(["model", "k_max", "target", "trials", "threshold", "mode"], rows)
+        yield from table(["model", "k_max, tokens", "target", "trials", "threshold", "mode"], rows)
         yield from image("Passkey by distance", k_max_figure(found, out / "k_max.png"))

@@ -16,8 +16,11 @@ CSS = Path(__file__).with_suffix(".css")
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 IMAGE = re.compile(r"!\[(.*)\]\((.+)\)")
 CELLS = re.compile(r"(?<!\\)\|")
-NUMBER = re.compile(r"\W*[\d,.]+( ?%)?( ± [\d,.]+)?( \(.*\))?( ?\[.*\])?\W*")
-LEAST = 0.65  # of a drawing's own width, at which its letters can still be read
+NUMBER = re.compile(r"\W*[\d,.]+( ?%)?( ± [\d,.]+)?( \(.*\))?(, [\d.]+ mixed)?( ?\[.*\])?\W*")
+ASIDE = re.compile(r" (\([^()]*\)(, [^()]*)?)$")  # of a number; takes a line of its own
+BELOW = r"<br>\1"
+LONG, WORDY = ' class="long"', 24  # letters; it is not squeezed to a word a line
+TABLE = "/,_"  # where code may break in a table
 INK = re.compile(r"#000000|\bblack\b")
 
 
@@ -85,29 +88,47 @@ def _contents(lines: Sequence[str]) -> str:
     return f"<nav>\n{links}\n</nav>"
 
 
-def _inline(text: str) -> str:
-    """Text with its `code` and **bold**; what stands in code is left as it is."""
+def _inline(text: str, breaks: str = "/,") -> str:
+    """Text with its `code` and **bold**; what stands in code is left as it is.
+
+    Code may end a line behind `breaks`: paths and lists are longer than a phone is wide.
+    """
     parts = re.split(r"`([^`]*)`", text)
     for i, part in enumerate(parts):
         plain = escape(part, quote=False)
         bold = re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", plain)
-        parts[i] = f"<code>{plain}</code>" if i % 2 else bold
+        code = re.sub(rf"(?<=[{breaks}])(?=\w)", "<wbr>", plain)
+        parts[i] = f"<code>{code}</code>" if i % 2 else bold
     return "".join(parts)
 
 
 def _table(lines: Sequence[str]) -> str:
+    """A table in a box that scrolls; heads stand over their column's numbers."""
     rows = [[c.strip().replace("\\|", "|") for c in CELLS.split(x)[1:-1]] for x in lines]
     head, body = rows[0], rows[2:]
-    top = "".join(f'<th scope="col">{_inline(cell)}</th>' for cell in head)
+    columns = [[cell for cell in column if cell] for column in zip(*body, strict=True)]
+    numeric = [bool(column) and all(map(NUMBER.fullmatch, column)) for column in columns]
+    top = "".join(
+        f'<th scope="col"{_aligned(right)}>{_inline(cell, TABLE)}</th>'
+        for cell, right in zip(head, numeric or [False] * len(head), strict=True)
+    )
     out = [f'<div class="scroll" tabindex="0"><table>\n<thead><tr>{top}</tr></thead>\n<tbody>']
     for first, *others in body:
-        cells = [f"<td{_aligned(cell)}>{_inline(cell)}</td>" for cell in others]
-        out.append(f'<tr><th scope="row">{_inline(first)}</th>{"".join(cells)}</tr>')
+        name = f'<th scope="row"><div>{_inline(first, TABLE)}</div></th>'
+        out.append(f"<tr>{name}{''.join(map(_cell, others))}</tr>")
     return "\n".join([*out, "</tbody></table></div>"])
 
 
-def _aligned(cell: str) -> str:
-    return ' class="number"' if NUMBER.fullmatch(cell) else ""
+def _cell(text: str) -> str:
+    right = NUMBER.fullmatch(text) is not None
+    inside = _inline(text, TABLE)
+    if right:
+        return f'<td class="number">{ASIDE.sub(BELOW, inside)}</td>'
+    return f"<td{LONG if len(text) > WORDY else ''}>{inside}</td>"
+
+
+def _aligned(right: bool) -> str:
+    return ' class="number"' if right else ""
 
 
 def _figure(line: str, folder: Path) -> str:
@@ -131,11 +152,9 @@ def _svg(text: str, caption: str, stem: str) -> str:
     opening, _, rest = text.partition(">")
     width = re.search(r'width="([\d.]+)pt"', opening)
     opening = re.sub(r' (width|height)="[^"]*"', "", opening)
-    # On a narrow screen it scrolls in its box before its letters become too small.
-    least = f"min-width:{float(width[1]) * LEAST:.0f}pt;" if width else ""
-    most = f' style="{least}max-width:{width[1]}pt"' if width else ""
+    own = f' style="--own:{width[1]}pt"' if width else ""
     rest = INK.sub("currentColor", rest)
     # Names are of one drawing; on a page with several they must differ.
     rest = re.sub(r'\bid="', f'id="{stem}-', rest)
     rest = re.sub(r'((?:xlink:)?href="#|url\(#)', rf"\g<1>{stem}-", rest)
-    return f'{opening} role="img" aria-label="{escape(caption)}"{most}>{rest.strip()}'
+    return f'{opening} role="img" aria-label="{escape(caption)}"{own}>{rest.strip()}'

@@ -1,22 +1,28 @@
-"""Figures of RULER, the needle map, babi-style facts; drawn like those of `figures.py`."""
+"""Figures of RULER, passkey and needle maps, babi-style facts; drawn like those of `figures.py`."""
 
 from collections.abc import Sequence
 from math import ceil
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from longctx.eval.figures import (
-    COLOURS,
-    MARKERS,
+    SIZE,
     Results,
     legend,
+    look,
     new_axes,
     result_of,
     save,
 )
+from longctx.eval.ruler_length import effective
+
+NO_LENGTH = "too few samples for an effective length"
+WINDOWS = "dotted: the native window ends; dashed: the extended one"
 
 
 def tiles(
@@ -60,14 +66,27 @@ def _windows(axes: Axes, model: Results, lengths: Sequence[int]) -> None:
             axes.axvline(inside - 0.5, color="#D55E00", linestyle=style, linewidth=2)
 
 
-def _panels(models: Sequence[Results], height: float) -> tuple[Figure, list[Axes]]:
-    columns = 1 if len(models) == 1 else 2
-    rows = ceil(len(models) / columns)
-    figure = Figure(figsize=(5.4 * columns + 0.8, height * rows), layout="constrained")
-    grid = list(figure.subplots(rows, columns, squeeze=False).flatten())
+def _panels(models: Sequence[Results], columns: int, height: float) -> tuple[Figure, list[Axes]]:
+    """Axes of one model each, two beside each other, wide enough for so many columns."""
+    across = 1 if len(models) == 1 else 2
+    rows = ceil(len(models) / across)
+    width = max(3.0, 0.55 * columns + 1.2)
+    figure = Figure(figsize=(width * across + 0.9, height * rows))
+    figure.set_layout_engine(ConstrainedLayoutEngine(h_pad=0.1))
+    grid = list(figure.subplots(rows, across, squeeze=False).flatten())
     for axes in grid[len(models) :]:
         axes.set_visible(False)
     return figure, grid
+
+
+def _scale(figure: Figure, grid: Sequence[Axes], image: Any, label: str) -> None:
+    tall = ceil(len(grid) / 2)
+    figure.colorbar(image, ax=list(grid), shrink=0.85, aspect=20 * tall).set_label(label)
+
+
+def _title(axes: Axes, model: Results, text: str) -> None:
+    columns = len(axes.get_xticks())
+    axes.set_title(fill(f"{model['label']}: {text}", max(32, 8 * columns)), fontsize=10)
 
 
 def ruler_figure(models: Sequence[Results], path: Path) -> str:
@@ -80,9 +99,9 @@ def ruler_figure(models: Sequence[Results], path: Path) -> str:
     Returns:
         The file's name.
     """
-    figure, grid = _panels(models, 4.6)
-    for axes, model in zip(grid, models, strict=False):
-        result = result_of(model, "ruler") or {}
+    found = [result_of(model, "ruler") or {} for model in models]
+    figure, grid = _panels(models, max(len(r["averages"]) for r in found), 4.6)
+    for axes, model, result in zip(grid, models, found, strict=False):
         values = {(c["task"], c["length"]): c["score"] for c in result["cells"]}
         values |= {("average", a["length"]): a["score"] for a in result["averages"]}
         lengths = sorted(a["length"] for a in result["averages"])
@@ -90,14 +109,25 @@ def ruler_figure(models: Sequence[Results], path: Path) -> str:
         image = tiles(axes, values, rows, lengths)
         axes.axhline(len(rows) - 1.5, color="white", linewidth=3)
         _windows(axes, model, lengths)
-        reached = result["effective_length"]
-        axes.set_title(
-            f"{model['label']}: effective length {reached:,}"
-            if reached
-            else f"{model['label']}: no tested length is effective",
-            fontsize=10,
-        )
-    figure.colorbar(image, ax=grid, shrink=0.85).set_label("RULER score, %")
+        told = effective(result)
+        _title(axes, model, NO_LENGTH if told is None else f"effective length {told}")
+    _scale(figure, grid, image, "RULER score, %")
+    return save(figure, path)
+
+
+def _depth_maps(models: Sequence[Results], task: str, asked: str, path: Path) -> str:
+    found = [result_of(model, task) or {} for model in models]
+    widest = max(len({c["length"] for c in r["cells"]}) for r in found)
+    figure, grid = _panels(models, widest, 3.2)
+    for axes, model, result in zip(grid, models, found, strict=False):
+        values = {(f"{100 * c['depth']:.0f}", c["length"]): c["rate"] for c in result["cells"]}
+        lengths = sorted({c["length"] for c in result["cells"]})
+        depths = [f"{100 * d:.0f}" for d in sorted({c["depth"] for c in result["cells"]})]
+        image = tiles(axes, values, depths, lengths)
+        _windows(axes, model, lengths)
+        axes.set_ylabel(f"depth of the {asked}, %")
+        _title(axes, model, f"mean {100 * result['mean']:.1f} %")
+    _scale(figure, grid, image, f"{asked}s found, %")
     return save(figure, path)
 
 
@@ -111,18 +141,20 @@ def needle_figure(models: Sequence[Results], path: Path) -> str:
     Returns:
         The file's name.
     """
-    figure, grid = _panels(models, 3.3)
-    for axes, model in zip(grid, models, strict=False):
-        result = result_of(model, "needle") or {}
-        values = {(f"{100 * c['depth']:.0f}", c["length"]): c["rate"] for c in result["cells"]}
-        lengths = sorted({c["length"] for c in result["cells"]})
-        depths = [f"{100 * d:.0f}" for d in sorted({c["depth"] for c in result["cells"]})]
-        image = tiles(axes, values, depths, lengths)
-        _windows(axes, model, lengths)
-        axes.set_ylabel("depth of the fact, %")
-        axes.set_title(f"{model['label']}: mean {100 * result['mean']:.1f} %", fontsize=10)
-    figure.colorbar(image, ax=grid, shrink=0.85).set_label("facts found, %")
-    return save(figure, path)
+    return _depth_maps(models, "needle", "fact", path)
+
+
+def passkey_figure(models: Sequence[Results], path: Path) -> str:
+    """A heat map per model: depth of the key x prompt length, per cent found.
+
+    Args:
+        models: contents of `results.json` that hold the task.
+        path: PNG to write.
+
+    Returns:
+        The file's name.
+    """
+    return _depth_maps(models, "passkey", "key", path)
 
 
 def babi_figure(models: Sequence[Results], path: Path) -> str:
@@ -135,7 +167,7 @@ def babi_figure(models: Sequence[Results], path: Path) -> str:
     Returns:
         The file's name.
     """
-    figure, axes = new_axes(7.0, 4.2)
+    figure, axes = new_axes(*SIZE)
     ticks: set[int] = set()
     for i, model in enumerate(models):
         cells = (result_of(model, "babi") or {})["cells"]
@@ -151,8 +183,7 @@ def babi_figure(models: Sequence[Results], path: Path) -> str:
                 score,
                 yerr=[low, high],
                 label=f"{model['label']}, {hops} supporting fact{'s' if hops > 1 else ''}",
-                color=COLOURS[i % len(COLOURS)],
-                marker=MARKERS[i % len(MARKERS)],
+                **look(model, i),
                 linestyle=dashes,
                 markersize=4,
                 linewidth=1.4,

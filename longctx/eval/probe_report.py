@@ -6,7 +6,9 @@ from typing import Any
 
 from longctx.eval.config_ruler import RULER_TASKS
 from longctx.eval.figures import Results, result_of
-from longctx.eval.probe_figures import babi_figure, needle_figure, ruler_figure
+from longctx.eval.length_report import MODES
+from longctx.eval.probe_figures import WINDOWS, babi_figure, needle_figure, ruler_figure
+from longctx.eval.ruler_length import ENOUGH, effective
 from longctx.eval.tables import image, table
 
 Found = list[tuple[Results, dict[str, Any]]]
@@ -36,7 +38,7 @@ def _lengths(found: Found, cells: str) -> list[int]:
 
 def _tokens(rows: Sequence[dict[str, Any]]) -> str:
     low, high = min(r["tokens"][0] for r in rows), max(r["tokens"][1] for r in rows)
-    return f"{low:,} to {high:,}"
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
 
 def _ruler(found: Found, out: Path) -> Iterator[str]:
@@ -44,10 +46,11 @@ def _ruler(found: Found, out: Path) -> Iterator[str]:
     yield from ("## RULER", "")
     yield (
         f"Average over tasks, per cent with 95% intervals; NVIDIA's prompts and scores, greedy, "
-        f"{own['cells'][0]['samples']} samples of a task at a length; lengths count the room for "
-        "the answer; prompts truncated: 0. Effective length: the largest of these lengths whose "
-        f"average reaches {own['threshold']:g}. Weighted: means over lengths with rising or "
-        "falling weights."
+        f"{own['cells'][0]['samples']} samples of a task at a length; columns: tokens, the room "
+        "for the answer included; prompts truncated: 0. Effective length: the largest of these "
+        f"lengths whose average reaches {own['threshold']:g}, in brackets by the ends of the "
+        f"intervals; none is told with fewer than {ENOUGH} samples of a task. Weighted: means over "
+        "lengths with rising or falling weights."
     )
     yield ""
     rows = []
@@ -56,7 +59,8 @@ def _ruler(found: Found, out: Path) -> Iterator[str]:
         count = max(a["tasks"] for a in result["averages"])
         name = model["label"] + (" (chat template)" if result["chat"] else "")
         cells = [_percent(averages[n]) if n in averages else "" for n in lengths]
-        reached = f"{result['effective_length']:,}" if result["effective_length"] else "none tested"
+        told = effective(result)
+        reached = "too few samples" if told is None else str(told)
         weights = [f"{100 * result[key]:.1f}" for key in ("rising", "falling")]
         rows.append([name, f"{count} of {len(RULER_TASKS)}", *cells, reached, *weights])
     head = ["model", "tasks", *(f"{n:,}" for n in lengths), "effective length"]
@@ -71,7 +75,8 @@ def _ruler(found: Found, out: Path) -> Iterator[str]:
             rows.append([model["label"], task, *cells, tokens])
     head = ["model", "task", *(f"{n:,}" for n in lengths), "tokens at the longest"]
     yield from table(head, rows)
-    yield from image("RULER by task and length", ruler_figure(_models(found), out / "ruler.png"))
+    figure = ruler_figure(_models(found), out / "ruler.png")
+    yield from image(f"RULER by task and length; {WINDOWS}", figure)
 
 
 def _needle(found: Found, out: Path) -> Iterator[str]:
@@ -81,7 +86,7 @@ def _needle(found: Found, out: Path) -> Iterator[str]:
     yield (
         f"One fact in real text ({own['haystack'].replace('_', '-')}), found to the letter, per "
         f"cent; mean over {depths} depths and {own['cells'][0]['samples']} prompts a cell, "
-        f"{own['mode'].replace('_', ' ')}; prompts truncated: 0; guessing: 0."
+        f"{MODES[own['mode']]}; columns: tokens of the prompts; prompts truncated: 0; guessing: 0."
     )
     yield ""
     rows = []
@@ -93,7 +98,7 @@ def _needle(found: Found, out: Path) -> Iterator[str]:
         cells = [means.get(n, "") for n in lengths]
         rows.append([model["label"], *cells, _tokens(result["cells"])])
     yield from table(["model", *(f"{n:,}" for n in lengths), "prompt tokens"], rows)
-    yield from image("Needle map", needle_figure(_models(found), out / "needle.png"))
+    yield from image(f"Facts found; {WINDOWS}", needle_figure(_models(found), out / "needle.png"))
 
 
 def _babi(found: Found, out: Path) -> Iterator[str]:
@@ -102,9 +107,9 @@ def _babi(found: Found, out: Path) -> Iterator[str]:
     yield (
         f"Stories of {own['facts']} facts between sentences of real text "
         f"({own['haystack'].replace('_', '-')}), {own['cells'][0]['samples']} questions a cell; "
-        "right is the one word on the first line; per cent with 95% Wilson intervals; guessing a "
-        f"place: {100 * own['guessing']:.1f}; prompts truncated: 0. Ours: not bAbI's stories, and "
-        "no number of BABILong's."
+        "columns: tokens of the prompts; right is the one word on the first line; per cent with "
+        f"95% Wilson intervals; guessing a place: {100 * own['guessing']:.1f}; prompts truncated: "
+        "0. Ours: not bAbI's stories, and no number of BABILong's."
     )
     yield ""
     rows = []

@@ -6,6 +6,7 @@ lines. Costs a second or two, all of it drawing.
 """
 
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from longctx.eval.tables import table
 
 RESULTS = "results.json"
 FORMAT = 1
+NAMED = 4  # models in a title, at most
 # In the order of the report; each is silent where there are no results.
 SECTIONS: tuple[Callable[[Sequence[Results], Path], Iterator[str]], ...] = (
     perplexity_section,
@@ -90,7 +92,8 @@ def _short(settings: Any) -> str:
     """`name (number=value, ...)` of an attention or rope setting."""
     if not isinstance(settings, dict):
         return str(settings)
-    numbers = ", ".join(f"{k}={v}" for k, v in settings.items() if k != "name" and v is not None)
+    named = [(k, v) for k, v in settings.items() if k != "name" and v is not None]
+    numbers = ", ".join(f"{k}={v:.10g}" if isinstance(v, float) else f"{k}={v}" for k, v in named)
     return f"{settings.get('name', '')} ({numbers})" if numbers else str(settings.get("name", ""))
 
 
@@ -113,7 +116,22 @@ def _made_section(models: Sequence[Results]) -> Iterator[str]:
 
 def _made(by: Results) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in by["versions"].items())
-    return f"by `{by['command']}`, seed {by['seed']}, commit {by['commit']}, {versions}"
+    commit = re.sub(r"^(\w{12})\w+", r"\1", str(by["commit"]))
+    return f"by `{by['command']}`, seed {by['seed']}, commit {commit}, {versions}"
+
+
+def _placed(models: Sequence[Results]) -> list[Results]:
+    """The models with their place in the report, and a label that no other one has."""
+    labels: list[str] = []
+    for model in models:
+        own = label = str(model["label"])
+        number = 1
+        while label in labels:
+            number += 1
+            label = f"{own} ({number})"
+        labels.append(label)
+    numbered = enumerate(zip(models, labels, strict=True))
+    return [model | {"label": label, "place": i} for i, (model, label) in numbered]
 
 
 def write_report(models: Sequence[Results], out: Path) -> str:
@@ -126,8 +144,10 @@ def write_report(models: Sequence[Results], out: Path) -> str:
     Returns:
         The text of `report.md`.
     """
+    models = _placed(models)
     names = ", ".join(str(m["label"]) for m in models)
-    lines = [f"# Evaluation: {names}", "", *headline.section(models), *_models_section(models)]
+    title = f"# Evaluation: {names}" if len(models) <= NAMED else f"# {len(models)} models"
+    lines = [title, "", *headline.section(models), *_models_section(models)]
     lines += _unequal_section(models)
     for section in SECTIONS:
         lines += section(models, out)

@@ -21,6 +21,7 @@ from longctx.eval.ask import Cell, Reader, Source
 from longctx.eval.config import EvalConfig
 from longctx.eval.config_ruler import NEEDLES, RULER_TASKS
 from longctx.eval.ruler_data import Material
+from longctx.eval.ruler_length import effective
 from longctx.eval.ruler_qa import Documents
 from longctx.eval.ruler_text import SHORT, CommonWords, FrequentWords, Niah, variables
 from longctx.eval.subject import Sample, Subject, TaskResult
@@ -104,16 +105,6 @@ def source(task: str, length: int, material: Material, count: Count, seed: int) 
     return Documents(material.squad if task == "qa_1" else material.hotpotqa, seed)
 
 
-def effective_length(averages: Sequence[dict[str, Any]], threshold: float) -> int:
-    """The largest length whose average reaches the threshold; 0 if none does.
-
-    Args:
-        averages: `length` and `score` (0 to 1) of each.
-        threshold: per cent.
-    """
-    return max((a["length"] for a in averages if 100 * a["score"] >= threshold), default=0)
-
-
 def weighted(averages: Sequence[dict[str, Any]], rising: bool) -> float:
     """Mean over lengths with weights 1, 2, .. from the shortest, or from the longest."""
     ordered = sorted(averages, key=lambda a: a["length"] if rising else -a["length"])
@@ -174,8 +165,8 @@ def run(cfg: EvalConfig, subject: Subject) -> TaskResult:
         subject: the model under test, with transformers' `generate`, and its tokenizer.
 
     Returns:
-        The result (`cells`: one row a task and length, `averages`: one a length) and one record a
-        prompt.
+        The result (`cells`: one row a task and length, `averages`: one a length,
+        `effective_length`: None with too few samples) and one record a prompt.
 
     Raises:
         UserError: if a file is missing, or a prompt does not fit its length.
@@ -204,10 +195,12 @@ def run(cfg: EvalConfig, subject: Subject) -> TaskResult:
     for task, length in pairs:
         rows.append(row(task, length, [r for r in records if is_of(r, task, length)]))
     averages = [average(rows, length) for length in lengths]
+    told = effective({"cells": rows, "averages": averages, "threshold": own.threshold})
     return {
         "chat": own.chat,
         "threshold": own.threshold,
-        "effective_length": effective_length(averages, own.threshold),
+        "effective_length": None if told is None else told.length,
+        "effective_range": None if told is None else [told.least, told.most],
         "rising": weighted(averages, rising=True),
         "falling": weighted(averages, rising=False),
         "truncated_prompts": 0,

@@ -155,6 +155,8 @@ def evaluate(cfg: EvalConfig, ranks: Mesh | None = None) -> tuple[Results, str]:
             has started where that can be known.
     """
     out = Path(cfg.out)
+    if cfg.joins:
+        return _join(cfg, ranks is None or ranks.rank == 0)
     require_own_tokenizer(cfg)
     device = device_for(cfg.device)
     others = [read_results(Path(path)) for path in cfg.compare]
@@ -185,6 +187,17 @@ def evaluate(cfg: EvalConfig, ranks: Mesh | None = None) -> tuple[Results, str]:
         return results, ""
     write_results(results, out)
     return results, write_report([results, *others], out)
+
+
+def _join(cfg: EvalConfig, first: bool) -> tuple[Results, str]:
+    """The report of earlier results alone, those in `out` (if any) before those of `compare`."""
+    out = Path(cfg.out)
+    own = [read_results(out)] if (out / RESULTS).exists() else []
+    found = [*own, *(read_results(Path(path)) for path in cfg.compare)]
+    if not first:
+        return found[0], ""
+    out.mkdir(parents=True, exist_ok=True)
+    return found[0], write_report(found, out)
 
 
 def _journal(out: Path, ranks: Mesh | None) -> Journal:

@@ -2,12 +2,14 @@
 
 `continuation` (ours): the sentence that follows some held-out text among three of other documents;
 the likeliest per token is the model's choice, guessing is right once in four. `boolq`, `piqa`,
-`race`, `winogrande` and `mmlu` are lm-eval's own, with its prompts and scores; they need lm-eval
-and the hub, or its cache. Costs four short forwards a question of ours.
+`race`, `winogrande` and `mmlu` are lm-eval's own (`harness.py`); they need lm-eval and the hub, or
+its cache. Costs four short forwards a question of ours.
 """
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -17,7 +19,8 @@ from torch import nn
 
 from longctx.data.store import Store
 from longctx.errors import UserError
-from longctx.eval.answers import Z, wilson
+from longctx.eval import harness
+from longctx.eval.answers import wilson
 from longctx.eval.ask import check_vocabulary
 from longctx.eval.config import EvalConfig
 from longctx.eval.ruler_data import sentences
@@ -180,51 +183,18 @@ def inputs(cfg: EvalConfig) -> dict[str, Any]:
     if own.of_a_store:
         found["held_out"] = open_store(cfg).meta["digest"][:16]
     if theirs := [task for task in own.tasks if task != "continuation"]:
-        found["lm_eval"] = _harness(theirs).__version__
+        found["lm_eval"] = harness.harness(theirs).__version__
+    if own.include is not None:
+        found["include"] = _contents(Path(own.include))
     return found
 
 
-def _harness(tasks: Sequence[str]) -> Any:
-    try:
-        import lm_eval
-        import lm_eval.models.huggingface
-    except ImportError as error:
-        raise UserError(
-            f"short.tasks=[{','.join(tasks)}] need lm-eval: pip install 'longctx[short]' "
-            f"({error}); short.tasks=[continuation] does not"
-        ) from error
-    return lm_eval
-
-
-def _theirs(task: str, cfg: EvalConfig, subject: Subject) -> dict[str, Any]:
-    """One task of lm-eval's: its accuracy as lm-eval gives it, without our records."""
-    lm_eval = _harness([task])
-    window = int(subject.model.config.max_position_embeddings)
-    model = lm_eval.models.huggingface.HFLM(
-        pretrained=subject.model, tokenizer=subject.tokenizer, max_length=window, batch_size=8
-    )
-    seeds = dict.fromkeys(("random_seed", "numpy_random_seed", "torch_random_seed"), cfg.seed)
-    try:
-        found = lm_eval.simple_evaluate(
-            model=model, tasks=[task], limit=cfg.short.samples, bootstrap_iters=1, **seeds
-        )
-    except OSError as error:
-        words = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"short.tasks=[{task}]: lm-eval cannot get its data, which is on the hub ({words}); "
-            "short.tasks=[continuation] needs held_out= alone"
-        ) from error
-    numbers, count = found["results"][task], found["n-samples"]
-    score, spread = float(numbers["acc,none"]), numbers.get("acc_stderr,none")
-    half = Z * spread if isinstance(spread, float) else None
-    return {
-        "kind": task,
-        "metric": "acc",
-        "samples": sum(n["effective"] for n in count.values()),
-        "score": score,
-        "interval": None if half is None else [max(0.0, score - half), min(1.0, score + half)],
-        "guessing": None,
-    }
+def _contents(folder: Path) -> str:
+    """A hash of the task files in a folder."""
+    files = sorted(folder.rglob("*.yaml")) if folder.is_dir() else []
+    if not files:
+        raise UserError(f"short.include={folder}: no task files (*.yaml of lm-eval's) there")
+    return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()[:16]
 
 
 def run(cfg: EvalConfig, subject: Subject) -> TaskResult:
@@ -250,6 +220,6 @@ def run(cfg: EvalConfig, subject: Subject) -> TaskResult:
         rows.append(_row("continuation", "acc per token", records, 1 / CHOICES))
     theirs = [task for task in own.tasks if task != "continuation"]
     rows += subject.journal.each(
-        "lm-eval", theirs, lambda task: _theirs(task, cfg, subject), unit="task", alone=True
+        "lm-eval", theirs, lambda task: harness.ask(task, cfg, subject), unit="task", alone=True
     )
     return {"context_tokens": own.context_tokens, "cells": rows}, records

@@ -3,12 +3,13 @@
 The documents are one stream; windows cross their borders, the last partial one is dropped, and the
 loss is the mean over windows of the mean over their W - 1 targets. Early targets see little, so it
 lies above `sliding_new_tokens` at the same W: it is the number that LongLoRA's, ChunkLlama's and
-LCEG's scripts call perplexity with a sliding window of 256. One forward of W tokens per stride.
+LCEG's scripts call perplexity with a sliding window of 256. One forward of W tokens per stride;
+a sum is kept of each window.
 Source: LongLoRA (2309.12307) and DCA (2402.17463), their evaluation code.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from longctx.eval.perplexity import Text
-from longctx.eval.windows import Documents, Window, mean_over, score_windows
+from longctx.eval.windows import Documents, Window, mean_of, sum_windows
 
 
 @dataclass(frozen=True)
@@ -88,8 +89,8 @@ def whole_window(
         plan = [Window(0, start, start + length, start + 1) for start in starts]
         title = f"whole window {length}"
         batch, journal = text.batch_tokens, text.journal
-        nlls = score_windows(model, stream, plan, batch, title, journal=journal)
-        owners = np.searchsorted(ends, np.array(starts), side="right")
-        owned = [replace(w, document=int(o)) for w, o in zip(plan, owners, strict=True)]
-        rows.append({"length": length, "windows": len(plan), **mean_over(owned, nlls).row()})
+        sums = sum_windows(model, stream, plan, batch, title, journal)
+        owners = np.searchsorted(ends, np.array(starts), side="right").tolist()
+        mean = mean_of(owners, sums, [length - 1] * len(plan))
+        rows.append({"length": length, "windows": len(plan), **mean.row()})
     return {"stride": stride, "document_tokens": limit, "rows": rows}

@@ -157,14 +157,8 @@ def score_windows(
     """
 
     def score(batch: list[Window]) -> str:
-        tokens, beside = _read(documents, batch, documents if contexts is None else contexts)
-        scored = slice(batch[0].first - batch[0].start, None)
-        nll = token_nll(model, tokens, scored, beside, in_front).numpy()
-        if not np.isfinite(nll).all():
-            raise UserError(
-                f"{title}: the model's loss is not finite in document {batch[0].document} at "
-                f"token {batch[0].start}: try dtype=fp32"
-            )
+        beside = documents if contexts is None else contexts
+        nll = _score(model, documents, batch, title, beside, in_front)
         return b64encode(nll.astype("<f4").tobytes()).decode()  # exact, and a third of decimals
 
     batches = list(_batches(windows, batch_tokens))
@@ -174,6 +168,60 @@ def score_windows(
         nll = np.frombuffer(b64decode(packed), "<f4").astype(np.float64)
         result.extend(nll.reshape(len(batch), -1))
     return result
+
+
+def sum_windows(
+    model: nn.Module,
+    documents: Documents,
+    windows: Sequence[Window],
+    batch_tokens: int,
+    title: str,
+    journal: Journal | None = None,
+) -> list[float]:
+    """Sums of what `score_windows` tells, for plans that score far more tokens than the text has.
+
+    Args:
+        model: as in `score_windows`, like all the others.
+        documents: the store the windows point into.
+        windows: the plan.
+        batch_tokens: tokens in one forward pass, unless a single window is longer.
+        title: of the progress bar.
+        journal: keeps what is scored, a batch at a time.
+
+    Returns:
+        A sum a window, nats: 8 bytes each in memory, whatever its width.
+
+    Raises:
+        UserError: if a loss is not finite.
+    """
+
+    def score(batch: list[Window]) -> list[float]:
+        nll = _score(model, documents, batch, title, documents).astype(np.float64)
+        return [float(row.sum()) for row in nll.reshape(len(batch), -1)]
+
+    batches = list(_batches(windows, batch_tokens))
+    done = (journal or Journal()).each(title, batches, score, unit="window", size=len)
+    return [total for sums in done for total in sums]
+
+
+def _score(
+    model: nn.Module,
+    documents: Documents,
+    batch: Sequence[Window],
+    title: str,
+    contexts: Documents,
+    in_front: bool = False,
+) -> NDArray[np.float32]:
+    """NLL of the scored tokens of a batch of windows of one shape, one behind the other."""
+    tokens, beside = _read(documents, batch, contexts)
+    scored = slice(batch[0].first - batch[0].start, None)
+    nll: NDArray[np.float32] = token_nll(model, tokens, scored, beside, in_front).numpy()
+    if not np.isfinite(nll).all():
+        raise UserError(
+            f"{title}: the model's loss is not finite in document {batch[0].document} at "
+            f"token {batch[0].start}: try dtype=fp32"
+        )
+    return nll
 
 
 def mean_over(windows: Sequence[Window], nlls: Sequence[FloatArray]) -> Mean:
@@ -187,11 +235,23 @@ def mean_over(windows: Sequence[Window], nlls: Sequence[FloatArray]) -> Mean:
         nlls: one array of scored tokens a window; empty arrays are ignored.
     """
     used = [(w, n) for w, n in zip(windows, nlls, strict=True) if len(n)]
-    by_document = len({w.document for w, _ in used}) > 1
-    cluster = [w.document if by_document else i for i, (w, _) in enumerate(used)]
+    owners, scored = [w.document for w, _ in used], [n for _, n in used]
+    return mean_of(owners, [float(n.sum()) for n in scored], [len(n) for n in scored])
+
+
+def mean_of(documents: Sequence[int], nlls: Sequence[float], tokens: Sequence[int]) -> Mean:
+    """The mean of `mean_over` from the sum and the number of scored tokens of each window.
+
+    Args:
+        documents: where each window is, or starts.
+        nlls: sums, nats.
+        tokens: how many in each, above 0.
+    """
+    by_document = len(set(documents)) > 1
+    cluster = list(documents) if by_document else list(range(len(documents)))
     _, index = np.unique(np.array(cluster), return_inverse=True)
-    sums = np.bincount(index, weights=[n.sum() for _, n in used])
-    counts = np.bincount(index, weights=[len(n) for _, n in used])
+    sums = np.bincount(index, weights=nlls)
+    counts = np.bincount(index, weights=tokens)
     total, k = counts.sum(), len(counts)
     mean = float(sums.sum() / total)
     se = None

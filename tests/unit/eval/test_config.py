@@ -63,6 +63,8 @@ def test_attention_is_that_of_the_checkpoint_or_of_the_group():
     ("change", "message"),
     [
         ("tasks=[]", "at least one"),
+        ("lengths=[]", "at least one"),
+        ("lengths=[] tasks=[passkey,qa] compare=[x]", "at least one"),
         ("lengths=[1]", "at least 2"),
         ("samples=0", "samples=0 must be above 0"),
         ("dtype=int8", "dtype='int8'"),
@@ -78,4 +80,4 @@ def test_attention_is_that_of_the_checkpoint_or_of_the_group():
 )
 def test_bad_values(change, message):
     with pytest.raises(UserError, match=message):
-        compose(change)
+        compose(*change.split())

@@ -37,17 +37,30 @@ def test_tables_scroll_in_their_box_and_numbers_stand_right(tmp_path):
     found = page(tmp_path)
     for part in (
         '<div class="scroll" tabindex="0"><table>',
-        '<th scope="row">a|b</th><td class="number">1,234.5 ± 0.1</td><td><code>x&lt;y</code></td>',
+        '<th scope="row"><div>a|b</div></th><td class="number">1,234.5 ± 0.1</td>'
+        "<td><code>x&lt;y</code></td>",
         '<td class="number"><strong>7.0 [1.0, 9.0]</strong></td><td>12 prompts</td>',
+        '<th scope="col">model</th><th scope="col" class="number">256</th>'
+        '<th scope="col">note</th>',
     ):
         assert part in found
+
+
+def test_what_is_wide_may_break(tmp_path):
+    lines = ["| a | b |", "| --- | --- |", "| `/x/y_z` | 1.0 ± 0.1 (gain 0.2 ± 0.1), 1.4 mixed |"]
+    long = "dca (chunk_len=192, local_window=64)"
+    found = render([*lines, f"| c | {long} |", "", "`runs/a_b`"], tmp_path)
+    assert "<code>/<wbr>x/<wbr>y_<wbr>z</code>" in found and "<code>runs/<wbr>a_b</code>" in found
+    assert '<td class="number">1.0 ± 0.1<br>(gain 0.2 ± 0.1), 1.4 mixed</td>' in found
+    assert f'<td class="long">{long}</td>' in found
+    assert '<th scope="col">b</th>' in found  # not all of its column are numbers
 
 
 def test_figures_are_inside_and_take_the_ink_of_the_page(tmp_path):
     found = page(tmp_path)
     assert '<path id="drawn-m1" style="stroke: currentColor"/>' in found
     assert '<use xlink:href="#drawn-m1"/><g clip-path="url(#drawn-m1)"/>' in found
-    assert "min-width:234pt;max-width:360pt" in found and 'width="360pt"' not in found
+    assert 'style="--own:360pt"' in found and 'width="360pt"' not in found
     assert '<img src="data:image/png;base64,iVBORw==" alt="A picture">' in found
     assert "example.org" not in found and "<!DOCTYPE svg>" not in found
 

@@ -5,10 +5,11 @@ from longctx.eval.probe_report import probe_sections
 MODEL = {"label": "one", "native_window": 4096, "window": 8192}
 
 
-def ruler(score):
+def ruler(score, samples=25):
     cells = [
-        {"task": t, "length": n, "samples": 5, "score": s, "interval": [0.1, 0.9], "variance": 0.0,
-         "empty": 0, "tokens": [n - 20, n - 8], "new_tokens": 8}
+        {"task": t, "length": n, "samples": samples, "score": s,
+         "interval": [0.1, 0.9], "variance": 0.0, "empty": 0,
+         "tokens": [n - 20, n - 8], "new_tokens": 8}
         for t, s in (("vt", score), ("cwe", 0.5)) for n in (4096, 8192)
     ]  # fmt: skip
     averages = [
@@ -16,7 +17,7 @@ def ruler(score):
         for n in (4096, 8192)
     ]
     return {
-        "chat": True, "threshold": 50, "effective_length": 8192 if score > 0.5 else 0,
+        "chat": True, "threshold": 50,
         "rising": 0.5, "falling": 0.4, "truncated_prompts": 0, "averages": averages, "cells": cells,
     }  # fmt: skip
 
@@ -59,15 +60,19 @@ def test_all_tables_and_figures(tmp_path):
     models = [
         results("one", ruler=ruler(0.9), needle=needle(), babi=babi(), short=short()),
         results("two", ruler=ruler(0.3)),
+        results("few", ruler=ruler(0.9, 24)),
     ]
     text = "\n".join(probe_sections(models, tmp_path))
     assert (
-        "| one (chat template) | 2 of 13 | 70.0 [20.0, 80.0] | 70.0 [20.0, 80.0] | 8,192 |" in text
+        "| one (chat template) | 2 of 13 | 70.0 [20.0, 80.0] | 70.0 [20.0, 80.0] "
+        "| 8,192 [none, 8,192] |" in text
     )
+    assert "| 40.0 [20.0, 80.0] | 40.0 [20.0, 80.0] | none [none, 8,192] |" in text
     assert (
-        "| two (chat template) | 2 of 13 | 40.0 [20.0, 80.0] | 40.0 [20.0, 80.0] | none tested"
-        in text
+        "| few (chat template) | 2 of 13 | 70.0 [20.0, 80.0] | 70.0 [20.0, 80.0] "
+        "| too few samples |" in text
     )
+    assert "fewer than 25 samples of a task" in text
     assert "average reaches 50" in text and "| one | vt | 90.0 [10.0, 90.0] |" in text
     assert "| 8,172 to 8,184 + 8 |" in text
     assert "| one | 50.0 | 50.0 | 91 to 200 |" in text

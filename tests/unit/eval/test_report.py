@@ -70,7 +70,7 @@ def test_report_has_tables_and_figures(tmp_path):
     text = write_report([results("ours", 512), results("base", perplexity=300.0)], tmp_path)
     assert (tmp_path / "report.md").read_text() == text
     for line in (
-        "| ours | `runs/x/hf` |  | full | linear (factor=2.0) | float32 |  | 256 | 512 |",
+        "| ours | `runs/x/hf` |  | full | linear (factor=2) | float32 |  | 256 | 512 |",
         "| base | 300.00 ± 0.50 | 300.00 ± 0.50 |",
         "| ours | 12.00 ± 0.50 | 512 |",
         "| ours | 80.0 [49.0, 94.3] | 10.0 [1.8, 40.4] |",
@@ -88,6 +88,26 @@ def test_report_has_tables_and_figures(tmp_path):
     for name in embedded:
         assert (tmp_path / name).read_bytes().startswith(PNG)
     assert "Not measured alike" not in text
+
+
+def test_models_of_one_name_are_told_apart_and_a_long_title_is_a_number(tmp_path):
+    text = write_report([results("ours"), results("ours"), results("ours (2)")], tmp_path)
+    assert text.startswith("# Evaluation: ours, ours (2), ours (2) (2)\n")
+    assert "| ours (2) | 12.00 ± 0.50 | 12.00 ± 0.50 |" in text.splitlines()
+    many = [results(str(i)) for i in range(5)]
+    assert write_report(many, tmp_path).startswith("# 5 models\n")
+    assert "place" not in many[0]
+
+
+def test_a_model_has_one_colour_in_all_figures(tmp_path):
+    base = results("base")
+    del base["tasks"]["k_max"]
+    write_report([base, results("ours")], tmp_path)
+    first, second = (colour.lower() for colour in figures.COLOURS[:2])
+    names = ("perplexity_sliding_new_tokens.svg", "k_max.svg")
+    both, one = ((tmp_path / name).read_text().lower() for name in names)
+    assert first in both and second in both
+    assert first not in one and second in one
 
 
 def test_a_single_task_is_enough(tmp_path):

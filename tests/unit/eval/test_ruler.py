@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from longctx.errors import UserError
-from longctx.eval import ruler
+from longctx.eval import ruler, ruler_length
 from longctx.eval.config_ruler import NEEDLES, RULER_TASKS, RulerConfig
 from longctx.eval.journal import Journal
 from tests.helpers.fakes import characters
@@ -82,7 +82,7 @@ def asked(model):
     return found
 
 
-def test_a_solver_scores_all_and_who_sees_little_nothing(cfg):
+def test_a_solver_scores_all_and_who_sees_little_nothing(cfg, monkeypatch):
     """Acceptance 3, and lengths: no prompt passes them or is cut."""
     model = Solver()
     result, records = ruler.run(cfg, asked(model))
@@ -94,7 +94,8 @@ def test_a_solver_scores_all_and_who_sees_little_nothing(cfg):
     assert [a["score"] for a in result["averages"]] == [1, 1] and result["averages"][0][
         "tasks"
     ] == 13
-    assert result["effective_length"] == 9000 and result["truncated_prompts"] == 0
+    assert result["effective_length"] is None and result["effective_range"] is None  # of 2 samples
+    assert result["truncated_prompts"] == 0
     for cell in result["cells"]:
         low, high = cell["tokens"]
         assert high + cell["new_tokens"] <= cell["length"], cell
@@ -102,10 +103,13 @@ def test_a_solver_scores_all_and_who_sees_little_nothing(cfg):
             assert low + cell["new_tokens"] > cell["length"] - 200, cell
         assert cell["samples"] == 2 and cell["empty"] == 0
     assert {r["tokens"] for r in records} == set(map(len, model.read))
+    monkeypatch.setattr(ruler_length, "ENOUGH", 2)
+    assert ruler_length.effective(result).length == 9000
     few = replace(cfg.ruler, tasks=["niah_single_1", "niah_multiquery", "vt", "qa_1"])
     blind = SimpleNamespace(ruler=few, lengths=LENGTHS, seed=0)
     result, records = ruler.run(blind, asked(Solver(sees=300)))
-    assert sum(r["score"] for r in records) <= 1 and result["effective_length"] == 0
+    assert sum(r["score"] for r in records) <= 1
+    assert result["effective_length"] == 0 and result["effective_range"] == [0, 0]
 
 
 def test_needles_are_where_the_record_says(cfg):
@@ -141,19 +145,6 @@ def test_scores_are_nvidia_s():
     }
     numbers = {128: 8, 30: 1, 120: 1, 50: 1, 32: 2}
     assert {n: list(ruler.NEW_TOKENS.values()).count(n) for n in numbers} == numbers
-
-
-@pytest.mark.parametrize(
-    ("scores", "length"),
-    [
-        ([0.9, 0.86, 0.85, 0.1], 8192),
-        ([0.9, 0.5, 0.856, 0.1], 16384),  # the largest that reaches it, whatever is before
-        ([0.85, 0.8, 0.1, 0], 0),
-    ],
-)
-def test_effective_length(scores, length):
-    averages = [{"length": 4096 * 2**i, "score": s} for i, s in enumerate(scores)]
-    assert ruler.effective_length(averages, 85.6) == length
 
 
 def test_weighted_means():

@@ -224,6 +224,22 @@ def test_earlier_results_join_the_report(cfg, tmp_path):
     assert "before, k_max: seed is 0, not 5 as for after" in report
 
 
+def test_earlier_results_alone_are_joined_without_a_model(cfg, tmp_path, monkeypatch):
+    run.evaluate(replace(cfg, tasks=["k_max"], label="before"))
+    monkeypatch.setattr(run, "Subject", None)
+    joined = tmp_path / "joined"
+    only = replace(cfg, lengths=[], compare=[cfg.out, cfg.out], out=str(joined))
+    _, report = run.evaluate(only)
+    assert "| before |" in report and "| before (2) |" in report
+    assert (joined / "report.html").exists() and not (joined / "results.json").exists()
+    own = Path(cfg.out) / "results.json"
+    kept = own.read_text()
+    _, report = run.evaluate(replace(only, compare=[cfg.out], out=cfg.out))
+    assert report.count("| before |") >= 1 and own.read_text() == kept
+    with pytest.raises(UserError, match=r"nowhere: no results.json here"):
+        run.evaluate(replace(only, compare=["nowhere"]))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -320,7 +336,7 @@ def test_two_ranks_get_what_one_process_gets(cfg):
     own = replace(cfg, tasks=[*cfg.tasks, "contexts", "retrieval_perplexity", "qa", "template"])
     own = replace(own, batch_tokens=512)
     alone, _ = run.evaluate(replace(own, out=own.out + "1"))
-    barrier, found = threading.Barrier(2), {}
+    barrier, found = threading.Barrier(2, timeout=60), {}
 
     def rank(number):
         mesh = SimpleNamespace(
@@ -328,7 +344,7 @@ def test_two_ranks_get_what_one_process_gets(cfg):
         )
         found[number] = run.evaluate(own, mesh)
 
-    threads = [threading.Thread(target=rank, args=(i,)) for i in range(2)]
+    threads = [threading.Thread(target=rank, args=(i,), daemon=True) for i in range(2)]
     [t.start() for t in threads]
     [t.join(120) for t in threads]
     assert found[0][0]["tasks"] == found[1][0]["tasks"] == alone["tasks"]

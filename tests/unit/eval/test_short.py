@@ -1,5 +1,4 @@
 import math
-import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -99,58 +98,6 @@ def test_too_little_text_is_told():
     dull = Memory([characters("no stop " * 100)] * 4)
     with pytest.raises(UserError, match=r"document \d: no 150 tokens of whole sentences"):
         list(reading(dull).questions(1, 0))
-
-
-def test_lm_eval_is_asked_for_where_it_is_missing(monkeypatch):
-    monkeypatch.setitem(sys.modules, "lm_eval", None)
-    message = r"short.tasks=\[boolq,mmlu\] need lm-eval: pip install 'longctx\[short\]'"
-    with pytest.raises(UserError, match=message) as caught:
-        short.inputs(cfg(tasks=["boolq", "mmlu"]))
-    assert "\n" not in str(caught.value)
-
-
-class Harness:
-    """lm-eval as far as it is used."""
-
-    __version__ = "0.4.13"
-
-    def __init__(self, error=None):
-        self.error, self.models = error, SimpleNamespace(huggingface=self)
-
-    def HFLM(self, **settings):
-        self.settings = settings
-        return "model"
-
-    def simple_evaluate(self, model, tasks, limit, bootstrap_iters, **settings):
-        assert model == "model" and settings["random_seed"] == 0
-        if self.error:
-            raise self.error
-        # As lm-eval: without resamples it tells no error of a mean either.
-        numbers = {"acc,none": 0.5, "acc_stderr,none": 0.05 if bootstrap_iters else "N/A"}
-        return {"results": dict.fromkeys(tasks, numbers), "n-samples": {t: {"effective": limit} for t in tasks}}  # fmt: skip  # noqa: E501
-
-
-def test_lm_eval_s_numbers_are_taken(monkeypatch):
-    harness = Harness()
-    monkeypatch.setattr(short, "_harness", lambda tasks: harness)
-    model = echo()
-    model.config = SimpleNamespace(max_position_embeddings=77)
-    own = cfg(tasks=["piqa", "race"])
-    assert short.inputs(own) == {"seed": 0, "lm_eval": "0.4.13"}
-    result, records = short.run(own, asked(model))
-    assert records == [] and [c["kind"] for c in result["cells"]] == ["piqa", "race"]
-    assert result["cells"][0]["interval"] == pytest.approx([0.402, 0.598], abs=1e-3)
-    assert harness.settings["max_length"] == 77 and harness.settings["pretrained"] is model
-
-
-def test_an_unreachable_hub_is_one_line(monkeypatch):
-    harness = Harness(ConnectionError("no route\nto the host"))
-    monkeypatch.setattr(short, "_harness", lambda tasks: harness)
-    model = echo()
-    model.config = SimpleNamespace(max_position_embeddings=77)
-    with pytest.raises(UserError, match=r"short.tasks=\[piqa\]: lm-eval cannot get its data") as e:
-        short.run(cfg(tasks=["piqa"]), asked(model))
-    assert "no route to the host" in str(e.value) and "\n" not in str(e.value)
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,14 @@
+import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from longctx.eval.journal import Journal
 from longctx.eval.perplexity import Text, single_pass_buckets, sliding_new_tokens
 from longctx.eval.whole_window import Stream, whole_window
+from longctx.eval.windows import Window, mean_over, score_windows
 from tests.helpers.fakes import Memory, by_position, position_nll, unigram
 
 P = [0.5, 0.3, 0.15, 0.05]
@@ -56,6 +60,22 @@ def test_documents_are_cut_and_errors_are_over_documents():
     assert row["windows"] == (60 + 60 - 20) // 10 + 1 and row["clusters"] == 2
     result = whole_window(unigram(P), Text(store, [0, 2], 64), [20, 70], 10, 60)
     assert result["document_tokens"] == 70 and result["stride"] == 10
+
+
+def test_a_number_a_window_is_kept_and_the_result_is_that_of_all_tokens(tmp_path):
+    store, model = Memory([[0] * 100, [0] * 90]), by_position()
+    journal = Journal(tmp_path)
+    journal.begin("whole")
+    text = Text(store, [0, 1], 64, journal)
+    [row] = whole_window(model, text, [20], 10, None)["rows"]
+    kept = [json.loads(line)[2] for line in (tmp_path / "whole.0.jsonl").read_text().splitlines()]
+    assert [len(sums) for sums in kept] == [3, 3, 3, 3, 3, 3]  # 64 tokens a batch, 18 windows
+    assert all(type(total) is float for sums in kept for total in sums)
+    stream = Stream(store, [0, 1], [100, 90])
+    plan = [Window(0, start, start + 20, start + 1) for start in range(0, 171, 10)]
+    nlls = score_windows(model, stream, plan, 64, "all")
+    owned = [replace(w, document=int(w.start >= 100)) for w in plan]
+    assert {"length": 20, "windows": 18, **mean_over(owned, nlls).row()} == row
 
 
 def test_the_stream_reads_across_borders():
