@@ -30,10 +30,10 @@ if [ "$which" != smollm2 ]; then
   held=held_out=data/lab/held_out
   lab() { # name, then the model
     measured "$1" "${@:2}" "$held" "lengths=[256,512,1024,2048,4096]" \
-      "tasks=[short,needle,passkey,perplexity,efficiency]" needle.samples=6 perplexity.stride=128 \
+      "tasks=[short,passkey,perplexity,efficiency]" perplexity.stride=128 \
       "perplexity.protocols=[sliding_new_tokens,single_pass_buckets]"
-    measured "$1" "${@:2}" "$held" "lengths=[1024,2048,4096]" "tasks=[ruler,babi]" ruler.samples=10 \
-      babi.samples=20
+    measured "$1" "${@:2}" "$held" "lengths=[1024,2048,4096]" "tasks=[needle,babi,ruler]" \
+      needle.samples=6 babi.samples=20 ruler.samples=10
   }
   lab "lab" model=assets/lab-llama
   lab "PI" model=outputs/lab/pi/hf
