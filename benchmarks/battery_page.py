@@ -6,6 +6,7 @@ The same page that `evaluate.py` writes, of several models side by side, with pa
 repository's root; prompts and answers (`samples.jsonl`) stay where they were written.
 """
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,17 +18,19 @@ from longctx.eval.report import read_results, write_report  # noqa: E402
 
 
 def below_root(value: Any) -> Any:
-    """The same with paths below the current directory's `outputs` and `assets` made relative."""
+    """The same with absolute paths made relative to the root, and `python` without its place."""
     if isinstance(value, dict):
         return {key: below_root(entry) for key, entry in value.items()}
     if isinstance(value, list):
         return [below_root(entry) for entry in value]
-    if isinstance(value, str):
-        for folder in ("outputs", "assets", "data"):
-            start = value.find(f"/{folder}/")
-            if value.startswith("/") and start >= 0:
-                return value[start + 1 :]
-    return value
+    return " ".join(map(_word, value.split(" "))) if isinstance(value, str) else value
+
+
+def _word(word: str) -> str:
+    before, found, rest = re.match(r"([^/]*)(/.*/(?=(?:outputs|assets|data)/))?(.*)", word).groups()  # type: ignore[union-attr]
+    if found:
+        return f"{before}{rest}"
+    return "python" if re.fullmatch(r"/.*/python[\d.]*", word) else word
 
 
 def main(name: str, *given: str) -> None:

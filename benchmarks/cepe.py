@@ -129,7 +129,7 @@ def _weights(part: Part) -> int:
 
 def flops(shapes: Shapes, side: str, context: int) -> float:
     """Multiplications and additions of one scoring pass."""
-    hidden, layers, *_ = shapes.decoder
+    hidden, layers, _, heads, keys = shapes.decoder
     rows, head = shapes.rows, 2 * shapes.rows * shapes.vocabulary * hidden
     if side == "full":
         n = context + rows
@@ -137,7 +137,7 @@ def flops(shapes: Shapes, side: str, context: int) -> float:
     width, deep, *_ = shapes.encoder
     encoder = 2 * context * _weights(shapes.encoder) + deep * 4 * width * context * shapes.chunk
     decoder = 2 * rows * _weights(shapes.decoder) + layers * 2 * hidden * rows * rows
-    projected = 4 * rows * hidden**2 + 4 * context * width * hidden
+    projected = 4 * rows * hidden**2 + 4 * context * width * hidden * keys // heads
     crossed = layers * (projected + 4 * rows * context * hidden)
     return float(encoder + decoder + crossed + head)
 
@@ -212,7 +212,7 @@ def decoding(
     states = cepe.encode(tokens[:, : -shapes.rows].reshape(1, -1, shapes.chunk)).states
     layers = [layer.cross_attn for layer in cepe.get_decoder().layers]
     hidden, width = shapes.decoder[0], shapes.encoder[0]
-    heads = layers[0].heads
+    heads, inner = layers[0].heads, layers[0].inner
     query = torch.randn(1, heads, 1, hidden // heads, device=device, dtype=states.dtype)
     calls: dict[str, Callable[[], Any]] = {
         "projected": lambda: [x.projected(query, states, None) for x in layers],
@@ -220,7 +220,7 @@ def decoding(
     }
     taken = in_turn(calls, budget / 4, device)
     assert taken is not None, "one token takes seconds at most"
-    projected = 4 * context * width * hidden + 4 * context * hidden
+    projected = 4 * context * width * inner + 4 * context * hidden
     absorbed = 4 * context * heads * width + 4 * width * hidden
     return row("decoding over re-projection", context, taken["projected"], taken["absorbed"],
                projected / absorbed)  # fmt: skip

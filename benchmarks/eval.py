@@ -88,23 +88,24 @@ def answers(samples: int, length: int, device: torch.device) -> dict[str, Any]:
 
 
 def batched(model: Any, group: Sequence[Trial], device: torch.device) -> list[bool]:
-    """Whether greedy decoding finds each key, all prompts of one length in a batch."""
-    right: dict[int, bool] = {}
-    for start in {t.prompt.answer[0] for t in group}:
-        same = [(i, t) for i, t in enumerate(group) if t.prompt.answer[0] == start]
-        tokens = torch.tensor([t.prompt.tokens[:start] for _, t in same], device=device)
-        most = max(t.prompt.answer[1] - start for _, t in same)
-        with evaluating(model):
-            out = model.generate(
-                input_ids=tokens,
-                attention_mask=torch.ones_like(tokens),
-                max_new_tokens=most,
-                do_sample=False,
-                pad_token_id=0,
-            )
-        for (i, t), row in zip(same, out.tolist(), strict=True):
-            right[i] = row[start : t.prompt.answer[1]] == t.prompt.tokens[start:]
-    return [right[i] for i in range(len(group))]
+    """Whether greedy decoding finds each key, all prompts in one batch, padded on the left."""
+    starts = [trial.prompt.answer[0] for trial in group]
+    rows = [
+        [0] * (max(starts) - n) + t.prompt.tokens[:n] for t, n in zip(group, starts, strict=True)
+    ]
+    real = [[0] * (max(starts) - n) + [1] * n for n in starts]
+    most = max(trial.prompt.answer[1] - n for trial, n in zip(group, starts, strict=True))
+    with evaluating(model):
+        out = model.generate(
+            input_ids=torch.tensor(rows, device=device),
+            attention_mask=torch.tensor(real, device=device),
+            max_new_tokens=most,
+            do_sample=False,
+            pad_token_id=0,
+        )
+    told = out[:, max(starts) :].tolist()
+    answers = [trial.prompt.tokens[n:] for trial, n in zip(group, starts, strict=True)]
+    return [row[: len(right)] == right for row, right in zip(told, answers, strict=True)]
 
 
 def peak(vocabulary: int) -> int:

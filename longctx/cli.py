@@ -62,14 +62,13 @@ def prepare(arguments: list[str], config_name: str, folder: Path = CONF) -> list
 
 
 def _named(arguments: list[str], config_name: str, folder: Path) -> list[str]:
-    """The arguments, less `GROUP=null` of groups that are empty anyway; Hydra cannot take it.
-
-    Such a group (attention of a checkpoint) has no fields to set, either.
+    """The arguments, less `GROUP=null` of groups that are empty anyway: Hydra cannot take it.
 
     Raises:
         UserError: if a group is given what is not the name of a choice and has no such fields.
     """
     kept, groups = list[str](), _groups(config_name, folder)
+    groups.pop("model", None)  # a path may look like anything
     given = {key for key, _, value in map(_parts, arguments) if value not in ("", "null")}
     for argument in arguments:
         key, _, value = _parts(argument)

@@ -46,6 +46,7 @@ class Recipe:
             both scalars; the trainer divides by the global count.
         trainable: the parameters to train, by name; all others are frozen.
         sketch: the model's shapes on the meta device, no weight read, for plans.
+        reads_weights: whether `build_model` reads those of `model.path`.
     """
 
     build_model: Callable[[RunConfig], nn.Module]
@@ -53,3 +54,4 @@ class Recipe:
     loss: Callable[[nn.Module, Batch], tuple[Tensor, Tensor]]
     trainable: Callable[[nn.Module], dict[str, nn.Parameter]]
     sketch: Callable[[RunConfig], nn.Module]
+    reads_weights: bool = True

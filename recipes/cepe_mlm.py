@@ -106,4 +106,5 @@ RECIPE = Recipe(
     loss=loss,
     trainable=trainable,
     sketch=sketch,
+    reads_weights=False,  # the decoder's tokenizer alone
 )

@@ -120,9 +120,9 @@ def _depth_maps(models: Sequence[Results], task: str, asked: str, path: Path) ->
     widest = max(len({c["length"] for c in r["cells"]}) for r in found)
     figure, grid = _panels(models, widest, 3.2)
     for axes, model, result in zip(grid, models, found, strict=False):
-        values = {(f"{100 * c['depth']:.0f}", c["length"]): c["rate"] for c in result["cells"]}
+        values = {(f"{100 * c['depth']:g}", c["length"]): c["rate"] for c in result["cells"]}
         lengths = sorted({c["length"] for c in result["cells"]})
-        depths = [f"{100 * d:.0f}" for d in sorted({c["depth"] for c in result["cells"]})]
+        depths = [f"{100 * d:g}" for d in sorted({c["depth"] for c in result["cells"]})]
         image = tiles(axes, values, depths, lengths)
         _windows(axes, model, lengths)
         axes.set_ylabel(f"depth of the {asked}, %")

@@ -197,7 +197,8 @@ def _join(cfg: EvalConfig, first: bool) -> tuple[Results, str]:
     if not first:
         return found[0], ""
     out.mkdir(parents=True, exist_ok=True)
-    return found[0], write_report(found, out)
+    said = f"Without lengths= nothing is measured: {len(found)} earlier results are joined.\n\n"
+    return found[0], said + write_report(found, out)
 
 
 def _journal(out: Path, ranks: Mesh | None) -> Journal:

@@ -190,11 +190,14 @@ def inputs(cfg: EvalConfig) -> dict[str, Any]:
 
 
 def _contents(folder: Path) -> str:
-    """A hash of the task files in a folder."""
-    files = sorted(folder.rglob("*.yaml")) if folder.is_dir() else []
-    if not files:
+    """A hash of all files in a folder of tasks; data that stands elsewhere is not watched."""
+    if not folder.is_dir() or not any(folder.rglob("*.yaml")):
         raise UserError(f"short.include={folder}: no task files (*.yaml of lm-eval's) there")
-    return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()[:16]
+    digest = hashlib.sha256()
+    for file in sorted(p for p in folder.rglob("*") if p.is_file() and p.suffix != ".pyc"):
+        digest.update(f"{file.relative_to(folder)}\0{file.stat().st_size}\0".encode())
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def run(cfg: EvalConfig, subject: Subject) -> TaskResult:

@@ -87,7 +87,7 @@ def whole_window(
     for length in lengths:
         starts = range(0, int(stream.lengths[0]) - length + 1, stride)
         plan = [Window(0, start, start + length, start + 1) for start in starts]
-        title = f"whole window {length}"
+        title = f"whole window {length}, sums"
         batch, journal = text.batch_tokens, text.journal
         sums = sum_windows(model, stream, plan, batch, title, journal)
         owners = np.searchsorted(ends, np.array(starts), side="right").tolist()

@@ -5,6 +5,7 @@ share one copy. In another dtype each gets a copy of its own. Casting it once av
 reading and one writing of the weights, and the memory of one file of them.
 """
 
+import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,10 +21,12 @@ from longctx.errors import UserError
 from longctx.models.choose import FAILURES, cannot, locate
 
 HEADER = {"format": "pt"}  # which transformers asks for
+SMALL = 2**20  # bytes below which a tensor stays as it is stored: some are kept in fp32 on purpose
+INDEX = "model.safetensors.index.json"
 
 
 def stored_in(path: str) -> Path | None:
-    """The directory of a checkpoint's safetensors; None: it has none (a `.gguf` file, `.bin`).
+    """The directory of a checkpoint's safetensors; None: it has none, or not all of them.
 
     Args:
         path: a directory, a `.gguf` file or a hub name.
@@ -38,12 +41,15 @@ def stored_in(path: str) -> Path | None:
         config = cached_file(where, "config.json")
     except FAILURES as error:
         raise cannot("read the configuration of", path, error) from error
-    found = None if config is None else Path(config).parent
-    return found if found and any(found.glob("*.safetensors")) else None
+    if config is None:
+        return None
+    found = Path(config).parent
+    files = _files(found)
+    return found if files and all(file.is_file() for file in files) else None
 
 
 def needs_cast(directory: Path, dtype: torch.dtype) -> int:
-    """Bytes of a copy in `dtype`; 0 if all weights are stored so.
+    """Bytes of a copy whose large floating-point weights are `dtype`; 0 if they are stored so.
 
     Args:
         directory: with safetensors; their headers are read.
@@ -52,18 +58,21 @@ def needs_cast(directory: Path, dtype: torch.dtype) -> int:
     Raises:
         UserError: if a file cannot be read.
     """
-    numbers, kinds = 0, set()
+    total, other = 0, False
     for file in _files(directory):
         with _opened(file) as shard:
             for name in shard.keys():  # noqa: SIM118
                 part = shard.get_slice(name)
-                kinds.add(part.get_dtype())
-                numbers += torch.Size(part.get_shape()).numel()
-    return 0 if kinds <= {_NAMES[dtype]} else numbers * dtype.itemsize
+                numbers = torch.Size(part.get_shape()).numel()
+                stored = _DTYPES.get(part.get_dtype())
+                cast = stored is not None and _is_cast(numbers, stored)
+                other = other or (cast and stored != dtype)
+                total += numbers * (dtype.itemsize if cast or stored is None else stored.itemsize)
+    return total if other else 0
 
 
 def cast_copy(directory: Path, target: Path, dtype: torch.dtype) -> None:
-    """Writes what `directory` holds of a model to `target`, floating-point weights as `dtype`.
+    """Writes what `directory` holds of a model to `target`, large floating weights as `dtype`.
 
     Args:
         directory: with safetensors and a configuration.
@@ -81,14 +90,19 @@ def cast_copy(directory: Path, target: Path, dtype: torch.dtype) -> None:
         with _opened(file) as shard:
             for name in shard.keys():  # noqa: SIM118
                 weight = shard.get_tensor(name)
-                cast[name] = weight.to(dtype) if weight.is_floating_point() else weight
+                large = _is_cast(weight.numel(), weight.dtype)
+                cast[name] = weight.to(dtype) if large else weight
         try:
             save_file(cast, target / file.name, metadata=HEADER)
         except SafetensorError as error:  # as it calls a full disk
             raise OSError(str(error)) from error
 
 
-_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16"}
+_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
+
+
+def _is_cast(numbers: int, stored: torch.dtype) -> bool:
+    return stored in _DTYPES.values() and numbers * stored.itemsize >= SMALL
 
 
 @contextmanager
@@ -101,4 +115,11 @@ def _opened(file: Path) -> Iterator[Any]:
 
 
 def _files(directory: Path) -> list[Path]:
-    return sorted(directory.glob("*.safetensors"))
+    """The files that transformers reads: one, or those of an index."""
+    if (directory / "model.safetensors").is_file():
+        return [directory / "model.safetensors"]
+    try:
+        named = set(json.loads((directory / INDEX).read_text())["weight_map"].values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return []
+    return sorted(directory / str(name) for name in named)

@@ -71,7 +71,7 @@ class Heartbeat:
                 first = str(error).strip().partition("\n")[0]
                 sys.stderr.write(
                     f"{type(error).__name__}: {first}\nlooking for {patience:.0f} seconds whether "
-                    "a rank is lost; the traceback follows\n"
+                    "a rank is lost; else the traceback follows\n"
                 )
                 sys.stderr.flush()
                 self._over.wait(patience)

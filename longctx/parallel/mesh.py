@@ -7,11 +7,14 @@ opening a port), with NCCL on GPUs and gloo on CPU.
 import os
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 
 from longctx.errors import UserError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,12 @@ class Mesh:
         found = torch.tensor(value, dtype=torch.float64, device=self.device)
         dist.all_reduce(found, op=dist.ReduceOp.MIN)
         return float(found)
+
+    def same(self, value: T) -> T:
+        """What the first rank has; a small object, pickled."""
+        values = [value]
+        dist.broadcast_object_list(values, src=0, device=self.device)
+        return values[0]
 
     def barrier(self) -> None:
         """Waits for all ranks."""

@@ -8,6 +8,7 @@ shards, and one writing of it.
 """
 
 import dataclasses
+import os
 import shutil
 import socket
 import tempfile
@@ -25,26 +26,28 @@ from longctx.parallel.mesh import Mesh
 from longctx.train.log import say
 
 ROOM = 1.05  # of the copy's bytes that must be free
+PREFIX = "longctx-weights-"
 
 
 @contextmanager
-def node_copy(run: RunConfig, mesh: Mesh) -> Iterator[RunConfig]:
+def node_copy(run: RunConfig, mesh: Mesh, wanted: bool = True) -> Iterator[RunConfig]:
     """The run, its model to be loaded from this machine's copy if there is need of one. Collective.
 
     Args:
         run: the run.
         mesh: the ranks.
+        wanted: whether the weights are going to be read.
 
     Yields:
         `run`, or the same with another `model.path`; the tokenizer's stays.
     """
-    if mesh.ranks == 1 or run.model.path is None:
+    if mesh.ranks == 1 or run.model.path is None or not wanted:
         yield run
         return
     hosts: list[str] = [""] * mesh.ranks
     dist.all_gather_object(hosts, socket.gethostname())
     mine = [rank for rank, host in enumerate(hosts) if host == hosts[mesh.rank]]
-    made = _make(run, len(mine)) if len(mine) > 1 and mine[0] == mesh.rank else None
+    made = _try(run, len(mine)) if len(mine) > 1 and mine[0] == mesh.rank else None
     places: list[str | None] = [None] * mesh.ranks
     try:
         dist.all_gather_object(places, made)
@@ -62,34 +65,46 @@ def node_copy(run: RunConfig, mesh: Mesh) -> Iterator[RunConfig]:
             shutil.rmtree(made, ignore_errors=True)
 
 
-def _make(run: RunConfig, ranks: int) -> str | None:
-    """This machine's copy; None where none is needed, there is no room, or nothing can be read.
-
-    What cannot be read every rank will say, as it loads.
-    """
-    path, dtype, root = str(run.model.path), DTYPES[run.train.dtype], tempfile.gettempdir()
+def _try(run: RunConfig, ranks: int) -> str | None:
+    """This machine's copy; None where none is needed or can be made: then each rank has its own."""
     try:
-        stored = stored_in(path)
-        size = needs_cast(stored, dtype) if stored else 0
+        return _make(run, ranks)
     except UserError:
+        return None  # what cannot be read every rank will say, as it loads
+    except Exception as error:
+        say(f"warning: {run.model.path} for each of {ranks} ranks, as no copy can be made: {error}")
         return None
+
+
+def _make(run: RunConfig, ranks: int) -> str | None:
+    path, dtype = str(run.model.path), DTYPES[run.train.dtype]
+    stored = stored_in(path)
+    size = needs_cast(stored, dtype) if stored else 0
     if stored is None or not size:
         return None
+    root = Path(tempfile.gettempdir())
+    _sweep(root)
     what = f"{path} is not stored in {run.train.dtype}: {size / 1e9:,.2f} GB"
     if shutil.disk_usage(root).free < ROOM * size:
         say(f"warning: {what} for each of {ranks} ranks, as {root} has no room for a copy (TMPDIR)")
         return None
     say(f"{what} are cast once for {ranks} ranks, in {root}")
-    target = tempfile.mkdtemp(prefix="longctx-weights-", dir=root)
+    target = tempfile.mkdtemp(prefix=f"{_own()}{os.getpid()}-", dir=root)
     try:
         cast_copy(stored, Path(target), dtype)
-        return target
-    except OSError as error:
-        say(f"warning: {what} for each of {ranks} ranks, as {root} cannot hold a copy: {error}")
-    except UserError:
-        pass
     except BaseException:
         shutil.rmtree(target, ignore_errors=True)
         raise
-    shutil.rmtree(target, ignore_errors=True)
-    return None
+    return target
+
+
+def _own() -> str:
+    return f"{PREFIX}{socket.gethostname()}-"
+
+
+def _sweep(root: Path) -> None:
+    """Removes the copies of processes of this machine that were killed."""
+    for left in root.glob(f"{_own()}*"):
+        number = left.name.removeprefix(_own()).partition("-")[0]
+        if number.isdigit() and not Path("/proc", number).exists():
+            shutil.rmtree(left, ignore_errors=True)

@@ -93,8 +93,11 @@ def open_checkpoint(path: Path, mesh: Mesh | None = None) -> Checkpoint:
         faults.append(UNREADABLE)
     files = list(checks)
     for number in range(rank, len(files), ranks):
-        file = path / files[number]
-        if not file.is_file() or file_check(file) != checks[file.name]:
+        try:
+            whole = file_check(path / files[number]) == checks[files[number]]
+        except OSError:
+            whole = False
+        if not whole:
             faults.append(number)
     first = min(faults, default=math.inf)
     first = mesh.least(first) if mesh else first
@@ -105,6 +108,11 @@ def open_checkpoint(path: Path, mesh: Mesh | None = None) -> Checkpoint:
     return Checkpoint(path, meta)
 
 
+def steps(root: Path) -> list[str]:
+    """Names of the checkpoints below `root`, the oldest first."""
+    return sorted(path.name for path in root.glob("step_*[0-9]"))
+
+
 def newest(root: Path, mesh: Mesh | None = None) -> tuple[Checkpoint | None, list[str]]:
     """The newest valid checkpoint below `root`, and a line for each newer one that is not.
 
@@ -113,20 +121,21 @@ def newest(root: Path, mesh: Mesh | None = None) -> tuple[Checkpoint | None, lis
         mesh: as `open_checkpoint` takes it.
     """
     problems: list[str] = []
-    for path in sorted(root.glob("step_*[0-9]"), reverse=True):
+    names = steps(root)
+    for name in reversed(mesh.same(names) if mesh else names):  # a disk may show them late
         try:
-            return open_checkpoint(path, mesh), problems
+            return open_checkpoint(root / name, mesh), problems
         except UserError as error:
             problems.append(str(error))
     return None, problems
 
 
-def refuse_later(root: Path, resumed: Checkpoint) -> None:
+def refuse_later(root: Path, resumed: Checkpoint, mesh: Mesh) -> None:
     """Raises UserError if `root` holds later steps than the checkpoint that a run goes on from.
 
     The run would write among them, and its next start could take one of them for its own.
     """
-    later = sorted(p.name for p in root.glob("step_*[0-9]") if p.name > f"step_{resumed.step:08d}")
+    later = [name for name in mesh.same(steps(root)) if name > f"step_{resumed.step:08d}"]
     if later:
         raise UserError(
             f"{root} holds later checkpoints ({later[0]}...) than {resumed.path}: take another "

@@ -101,7 +101,7 @@ class Trainer:
         resumed = self._find_checkpoint()
         self.data = recipe.build_data(run)
         self.rows = Prefetch(self.data.train, run.data.prefetch, end=run.train.max_steps)
-        with node_copy(run, mesh) as local:
+        with node_copy(run, mesh, recipe.reads_weights) as local:
             self.model = recipe.build_model(local)
         trainable = recipe.trainable(self.model)
         freeze_all_but(self.model, trainable)
@@ -269,7 +269,7 @@ class Trainer:
         wanted = self.run.resume
         if wanted not in ("auto", "none"):
             named = saved.open_checkpoint(Path(wanted), self.mesh)
-            saved.refuse_later(self.checkpoints, named)
+            saved.refuse_later(self.checkpoints, named, self.mesh)
             return named
         found, problems = saved.newest(self.checkpoints, self.mesh)
         if wanted == "none" and (found or problems):

@@ -54,6 +54,9 @@ def ranks_load(folder: Path) -> None:
     tempfile.tempdir = str(folder / "scratch")
     expected = {k: v.clone() for k, v in load.load_model(folder / "model").state_dict().items()}
     for dtype in ("fp32", "bf16"):
+        if dtype == "bf16" and mesh.start().main:  # what a killed process left behind
+            left = folder / "scratch" / f"{at.PREFIX}{socket.gethostname()}-999999999-x"
+            left.mkdir(exist_ok=True)
         before = private()
         model, place = load_as(folder, dtype)
         grown = private() - before
@@ -63,6 +66,8 @@ def ranks_load(folder: Path) -> None:
         kind = load.DTYPES[dtype]
         for name, value in model.state_dict().items():
             assert value.dtype == kind and torch.equal(value, expected[name].to(kind)), name
+        with at.node_copy(tiny_run(folder / "store", folder / "run"), mesh.start(), False) as own:
+            assert own.model.path is None
         del model
         mesh.start().barrier()
         assert not any((folder / "scratch").iterdir())  # nothing is left behind
@@ -71,8 +76,11 @@ def ranks_load(folder: Path) -> None:
     assert place == str(folder / "model")
     assert private() - before > 0.75 * size
     assert torch.equal(model.lm_head.weight, expected["lm_head.weight"].bfloat16())
-    broken = next((folder / "broken").glob("*.safetensors"))
+    copy, at.cast_copy = at.cast_copy, None
     at.ROOM = 1.05
+    assert load_as(folder, "bf16")[1] == str(folder / "model")  # a fault of ours ends no run
+    at.cast_copy = copy
+    broken = next((folder / "broken").glob("*.safetensors"))
     with pytest.raises(UserError, match="cannot load the weights"):  # on both ranks
         load_as(folder, "bf16", "broken")
     assert broken.is_file() and not any((folder / "scratch").iterdir())

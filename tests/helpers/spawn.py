@@ -35,6 +35,7 @@ def without_gpus() -> Iterator[None]:
     """Children started here see no GPU: the ranks of a test share a machine that may have one."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CUDA_VISIBLE_DEVICES", "")
+        patch.setenv("DS_ACCELERATOR", "cpu")
         yield
 
 

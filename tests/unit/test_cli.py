@@ -37,3 +37,10 @@ def test_names_and_their_numbers_are_taken():
     assert cfg.attention["name"] == "dca" and cfg.attention["chunk_len"] == 64
     assert cfg.rope.name == "pi" and cfg.rope.factor == 2
     assert compose("attention=null").attention is None
+
+
+@pytest.mark.parametrize("path", [".", "1000"])
+def test_a_model_may_be_a_directory_of_any_name(path, tmp_path, monkeypatch):
+    (tmp_path / "1000").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert compose(f"model={path}").model.path == str((tmp_path / path).resolve())
