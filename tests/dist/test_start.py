@@ -71,6 +71,7 @@ def ranks_load(folder: Path) -> None:
         del model
         mesh.start().barrier()
         assert not any((folder / "scratch").iterdir())  # nothing is left behind
+        mesh.start().barrier()
     at.ROOM, before = 1e9, private()
     model, place = load_as(folder, "bf16")  # no room: each its own
     assert place == str(folder / "model")
