@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # CEPE on the lab model: an encoder from random weights (cepe_mlm), the warm-up in two stages, the main
 # stage, then loss with true, shuffled and no context. Without an argument the tables of docs/results.md, about
-# 40 minutes on two CPU cores; `demo` (`make demo RECIPE=cepe`): fewer steps, about six, too few for
+# an hour on two CPU cores; `demo` (`make demo RECIPE=cepe`): fewer steps, about six, too few for
 # an effect: an encoder after 100 steps does not teach where to look.
 # A second call goes on where the first one stopped.
 set -euo pipefail
