@@ -37,8 +37,7 @@ if [ "$which" != smollm2 ]; then
   }
   lab "lab" model=assets/lab-llama
   lab "PI" model=outputs/lab/pi/hf
-  lab "direct fine-tuning" model=outputs/lab/direct_ft/hf
   lab "DCA untrained" model=assets/lab-llama attention=dca
   lab "LongGen" model=outputs/longgen/window/hf
-  python benchmarks/battery_page.py lab "$out"/{lab,PI,"direct fine-tuning","DCA untrained",LongGen}
+  python benchmarks/battery_page.py lab "$out"/{lab,PI,"DCA untrained",LongGen}
 fi
