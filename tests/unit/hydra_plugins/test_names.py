@@ -37,32 +37,37 @@ def test_one_run_directory_for_many_points_is_refused():
 @pytest.mark.parametrize("given", ["dry_run=true", "++dry_run=1", "dry_run=true,false"])
 def test_a_sweep_has_no_dry_run(given):
     with pytest.raises(UserError, match=r"^a sweep has no dry run: give one point without -m$"):
-        cli.prepare(["-m", "seed=1,2", given])
-    assert cli.prepare([given]) == [given]
-    assert cli.prepare(["-m", "seed=1,2", "dry_run=false"])
+        cli.prepare(["-m", "seed=1,2", given], "train")
+    assert cli.prepare([given], "train") == [given]
+    assert cli.prepare(["-m", "seed=1,2", "dry_run=false"], "train")
 
 
 def test_a_sweep_below_a_launcher_is_refused(monkeypatch):
     monkeypatch.setenv("RANK", "0")
     with pytest.raises(UserError, match=r"python train\.py -m \.\.\. hydra\.launcher\.nproc=N"):
-        cli.prepare(["--local_rank=0", "-m", "seed=1,2"])
-    assert cli.prepare(["--local_rank=0", "seed=1"]) == ["seed=1"]
+        cli.prepare(["--local_rank=0", "-m", "seed=1,2"], "train")
+    assert cli.prepare(["--local_rank=0", "seed=1"], "train") == ["seed=1"]
 
 
 def test_a_sweep_over_models(tmp_path):
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
     one, two = tmp_path / "one", tmp_path / "two"
-    assert cli.prepare([f"model={one}"]) == ["model=path", f"model.path='{one}'"]
-    found = cli.prepare(["-m", f"model={one},{two}"])
+    assert cli.prepare([f"model={one}"], "train") == ["model=path", f"model.path='{one}'"]
+    found = cli.prepare(["-m", f"model={one},{two}"], "train")
     assert found == ["-m", "model=path", f"model.path='{one}','{two}'", f"{EXCLUDE}=['model']"]
-    assert cli.prepare(["-m", "model=lab,llama2_7b"])[1] == "model=lab,llama2_7b"
-    assert cli.prepare(["-m", "model=choice(lab,llama2_7b)"])[1] == "model=choice(lab,llama2_7b)"
+    assert cli.prepare(["-m", "model=lab,llama2_7b"], "train")[1] == "model=lab,llama2_7b"
+    assert (
+        cli.prepare(["-m", "model=choice(lab,llama2_7b)"], "train")[1]
+        == "model=choice(lab,llama2_7b)"
+    )
     with pytest.raises(UserError, match="names of conf/model or paths, not both; lab has a path"):
-        cli.prepare(["-m", f"model=lab,{one}"])
+        cli.prepare(["-m", f"model=lab,{one}"], "train")
     with pytest.raises(UserError, match="model=nowhere is neither a path nor one of"):
-        cli.prepare(["-m", f"model={one},nowhere"])
-    assert cli.prepare(["model=lab,llama2_7b"]) == ["model=lab,llama2_7b"]  # Hydra explains it
+        cli.prepare(["-m", f"model={one},nowhere"], "train")
+    assert cli.prepare(["model=lab,llama2_7b"], "train") == [
+        "model=lab,llama2_7b"
+    ]  # Hydra explains it
 
 
 def test_a_model_by_path_is_named_after_it(tmp_path):
