@@ -12,6 +12,7 @@ out=outputs/battery
 which=${1:-both}
 mkdir -p "$out"
 [ -f data/ruler/essays.json ] || bash launch/ruler_data.sh
+[ -f data/qa/squad.json ] || bash launch/qa_data.sh
 measured() { # name, then the model and what is asked
   port=$(python -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])')
   torchrun --nproc-per-node "$processes" --master-port "$port" evaluate.py label="$1" out="$out/$1" "${@:2}" \
@@ -24,6 +25,8 @@ if [ "$which" != lab ]; then
     "tasks=[short,needle,babi,ruler,perplexity,passkey,efficiency]" samples=1 ruler.samples=2 \
     needle.samples=2 babi.samples=3 short.samples=100 perplexity.stride=512 perplexity.max_documents=2 \
     "perplexity.protocols=[sliding_new_tokens,single_pass_buckets]" efficiency.repetitions=3
+  measured SmolLM2-135M model="$model" "tasks=[qa]" qa.data=data/qa/squad.json "qa.passages=[5,10]" \
+    qa.decoder_passages=10 "qa.settings=[retrieved,gold_only,no_gold]" qa.questions=10
   python benchmarks/battery_page.py smollm2 "$out/SmolLM2-135M"
 fi
 if [ "$which" != smollm2 ]; then
