@@ -20,6 +20,9 @@ class Alone(Mesh):
     def sum(self, value: float) -> float:
         return float(value)
 
+    def same(self, value):
+        return value
+
     def barrier(self) -> None:
         return
 
@@ -210,3 +213,11 @@ def test_weights_go_into_a_model_that_has_them(tmp_path):
 def test_index_is_json_that_anyone_can_read(tmp_path):
     index = json.loads((save(tmp_path, 3) / "checkpoint.json").read_text())
     assert index["step"] == 3 and list(index["files"]) == ["state_00000_of_00001.safetensors"]
+
+
+def test_the_newest_may_be_named_and_an_older_one_not(tmp_path):
+    for step in (1, 2):
+        save(tmp_path, step)
+    saved.refuse_later(tmp_path, saved.open_checkpoint(tmp_path / "step_00000002"), MESH)
+    with pytest.raises(UserError, match=r"later checkpoints \(step_00000002\.\.\.\)"):
+        saved.refuse_later(tmp_path, saved.open_checkpoint(tmp_path / "step_00000001"), MESH)
