@@ -2,8 +2,8 @@
 
     python benchmarks/battery_page.py NAME DIR [DIR ...]
 
-The same page that `evaluate.py` writes, of several models side by side, with paths below the
-repository's root; prompts and answers (`samples.jsonl`) stay where they were written.
+The same `report.md` that `evaluate.py` writes, of several models side by side, with paths below the
+repository's root; the page (`report.html`), prompts and answers stay where they were written.
 """
 
 import re
@@ -39,8 +39,8 @@ def main(name: str, *given: str) -> None:
     out.mkdir(parents=True, exist_ok=True)
     models = [below_root(read_results(Path(directory))) for directory in given]
     write_report(models, out)
-    for drawing in out.glob("*.svg"):  # inside report.html; report.md shows the PNG
-        drawing.unlink()
+    for rest in (*out.glob("*.svg"), out / "report.html"):  # report.md shows the same, as PNG
+        rest.unlink()
     print(f"wrote {out.relative_to(ROOT)}")
 
 
