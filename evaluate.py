@@ -16,9 +16,9 @@ WAIT = timedelta(weeks=52)
 def main(cfg: EvalConfig) -> None:
     """Runs the missing tasks, writes figures and tables, prints the tables."""
     from longctx.eval.run import evaluate
-    from longctx.parallel import mesh, watch
+    from longctx.parallel import mesh, orphans
 
-    watch.end_with_launcher()
+    orphans.end_with_launcher()
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1 or cfg.parallel_sp > 1
     _, report = evaluate(cfg, mesh.start(cfg.parallel_sp, WAIT) if several else None)
     if report:

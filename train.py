@@ -1,46 +1,40 @@
 """Trains one recipe: `deepspeed train.py recipe=pi`. See `python train.py --help`."""
 
-import importlib
 import sys
 from dataclasses import asdict
 from pathlib import Path
 
 from longctx import cli
 from longctx.config import RunConfig
-from longctx.errors import UserError
 
 
 def main(run: RunConfig) -> float | None:
     """Prints the plan, or trains, saves, exports, and returns what a sweep minimises."""
-    from longctx import plan
-    from longctx.parallel import heartbeat, mesh, watch
-    from longctx.planner.check import require_fit
+    from longctx.parallel import heartbeat, mesh, orphans
+    from longctx.plan import describe
+    from longctx.plan.check import require_fit
+    from longctx.recipe import find_recipe
 
-    try:
-        recipe = importlib.import_module(run.builder).RECIPE
-    except ModuleNotFoundError as error:
-        if error.name != run.builder:
-            raise
-        raise UserError(f"builder={run.builder}: there is no such module") from None
+    recipe = find_recipe(run.builder)
     if run.dry_run:
-        print(plan.report(run, recipe))
+        print(describe.report(run, recipe))
         return None
 
-    watch.end_with_launcher()
+    orphans.end_with_launcher()
     ranks = mesh.start(run.parallel.sp)
     require_fit(run, recipe, ranks.ranks, ranks.least)
     from torch import nn
 
     from longctx.eval.in_loop import probe
     from longctx.recipe import Data
-    from longctx.train.export import export_checkpoint
+    from longctx.train.checkpoint.export_checkpoint import export_checkpoint
     from longctx.train.log import held_out_loss, say, write_config
-    from longctx.train.stop import EXIT_CODE, Stopped
+    from longctx.train.signals import EXIT_CODE, Stopped
     from longctx.train.trainer import Trainer
 
     def announce(model: nn.Module, data: Data) -> None:
         write_config(Path(run.run_dir), asdict(run))
-        say(plan.header(run, model, data, ranks.ranks))
+        say(describe.header(run, model, data, ranks.ranks))
 
     with heartbeat.Heartbeat(ranks, run.parallel.lost_after):
         trainer = Trainer(run, recipe, ranks, announce, probe(run))

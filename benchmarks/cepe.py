@@ -27,8 +27,8 @@ import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from benchmarks.measuring import apart, growth, keep, seconds  # noqa: E402
-from longctx.models.cepe import CepeForCausalLM  # noqa: E402
-from longctx.models.encoder import build_encoder  # noqa: E402
+from longctx.models.cepe.encoder import build_encoder  # noqa: E402
+from longctx.models.cepe.model import CepeForCausalLM  # noqa: E402
 from longctx.models.load import build_model  # noqa: E402
 
 SIDES = ("cepe", "full", "full_wasteful")

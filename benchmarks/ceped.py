@@ -31,13 +31,13 @@ from benchmarks.measuring import apart, growth, keep, seconds  # noqa: E402
 from longctx import cli  # noqa: E402
 from longctx.batch import Batch  # noqa: E402
 from longctx.config import RunConfig  # noqa: E402
-from longctx.config_distill import MODES, KlConfig  # noqa: E402
+from longctx.config.distill import MODES, KlConfig  # noqa: E402
 from longctx.data.store import StoreWriter  # noqa: E402
-from longctx.data.teacher import Plan  # noqa: E402
+from longctx.data.stored_teacher import Plan  # noqa: E402
+from longctx.recipes import cepe, ceped  # noqa: E402
 from longctx.train import meter  # noqa: E402
 from longctx.train.distill import chunked_distillation, kept, teacher_states  # noqa: E402
 from longctx.train.loss import LOGITS_BYTES  # noqa: E402
-from recipes import cepe, ceped  # noqa: E402
 
 VOCABULARY = 32_000
 HIDDEN = {"cpu": 64, "cuda": 4096}  # the head's input is no part of the claim

@@ -121,10 +121,10 @@ def bare(tokenizer: Path) -> dict[str, float]:
 
 def pipeline(tokenizer: Path, workers: int) -> dict[str, float]:
     """Seconds of the filter from the first worker's start to the published stores."""
-    from data_prep import executors
-    from data_prep.filter_redpajama import plan
-    from data_prep.settings import FilterConfig
     from longctx import cli
+    from longctx.data_prep import executors
+    from longctx.data_prep.filter_redpajama import plan
+    from longctx.data_prep.settings import FilterConfig
 
     output = OUT / "filtered"
     for leftover in (output, output.with_name("filtered.work")):
@@ -228,8 +228,8 @@ def measure_loader(rounds: int) -> list[dict[str, Any]]:
     from longctx import cli
     from longctx.config import RunConfig
     from longctx.parallel import mesh
+    from longctx.recipes.causal_lm import RECIPE
     from longctx.train.trainer import Trainer
-    from recipes.causal_lm import RECIPE
 
     torch.set_num_threads(1)
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})

@@ -28,9 +28,9 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 
 from benchmarks.measuring import keep, seconds  # noqa: E402
-from longctx.attention.longgen import cache_bytes as formula  # noqa: E402
+from longctx.attention.ops.evicted import cache_bytes as formula  # noqa: E402
 from longctx.models.choose import attention_method  # noqa: E402
-from longctx.models.kept_cache import cache_bytes  # noqa: E402
+from longctx.models.evicting_cache import cache_bytes  # noqa: E402
 from longctx.models.load import RECORD, build_model  # noqa: E402
 
 DECODED = 16  # tokens that one timed call decodes

@@ -25,9 +25,9 @@ from benchmarks.measuring import growth, keep  # noqa: E402
 from longctx import cli  # noqa: E402
 from longctx.config import RunConfig  # noqa: E402
 from longctx.parallel import mesh  # noqa: E402
-from longctx.planner.budget import SAVE, Planner  # noqa: E402
-from longctx.planner.machine import GIB, Machine  # noqa: E402
-from recipes.causal_lm import RECIPE  # noqa: E402
+from longctx.plan.budget import SAVE, Planner  # noqa: E402
+from longctx.plan.machine import GIB, Machine  # noqa: E402
+from longctx.recipes.causal_lm import RECIPE  # noqa: E402
 
 SHAPE = (
     "{model_type: llama, vocab_size: 4096, hidden_size: %d, intermediate_size: %d,"

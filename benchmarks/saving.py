@@ -30,10 +30,10 @@ from longctx import cli  # noqa: E402
 from longctx.config import RunConfig  # noqa: E402
 from longctx.parallel import mesh  # noqa: E402
 from longctx.recipe import Recipe  # noqa: E402
-from longctx.train import saved  # noqa: E402
-from longctx.train.saver import Saver  # noqa: E402
+from longctx.recipes.cepe import RECIPE  # noqa: E402
+from longctx.train.checkpoint import reader  # noqa: E402
+from longctx.train.checkpoint.background import Saver  # noqa: E402
 from longctx.train.trainer import Trainer  # noqa: E402
-from recipes.cepe import RECIPE  # noqa: E402
 from tests.helpers.tiny import make_store  # noqa: E402
 
 HOW = ("without", "waiting", "beside")
@@ -127,8 +127,8 @@ def kept_and_resumed(run: RunConfig, recipe: Recipe, ranks: mesh.Mesh) -> dict[s
     path = trainer.save_last()
     written = time.perf_counter() - begin
     begin = time.perf_counter()
-    found = saved.open_checkpoint(path)
-    saved.load_weights(trainer.model, found)
+    found = reader.open_checkpoint(path)
+    reader.load_weights(trainer.model, found)
     trainer.engine.restore(1, found.state())
     resumed = time.perf_counter() - begin
     trainer.rows.close()

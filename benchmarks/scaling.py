@@ -59,8 +59,8 @@ def configuration(folder: Path, store: Path, processes: int, stage: int) -> RunC
 
 def train(folder: Path, store: Path, stage: int, steps: int, out: Path) -> None:
     """On each rank: trains, and writes the median seconds of a step."""
+    from longctx.recipes.causal_lm import RECIPE
     from longctx.train.trainer import Trainer
-    from recipes.causal_lm import RECIPE
 
     ranks = mesh.start()
     trainer = Trainer(configuration(folder, store, ranks.ranks, stage), RECIPE, ranks)

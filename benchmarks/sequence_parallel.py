@@ -52,8 +52,8 @@ def configuration(folder: Path, length: int, sp: int) -> RunConfig:
 
 def step(folder: Path, length: int, sp: int) -> None:
     """On each rank: one step to settle, one measured; rank 0 writes what it saw."""
+    from longctx.recipes.causal_lm import RECIPE
     from longctx.train.trainer import Trainer
-    from recipes.causal_lm import RECIPE
 
     ranks = mesh.start(sp)
     trainer = Trainer(configuration(folder, length, sp), RECIPE, ranks)

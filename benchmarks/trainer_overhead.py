@@ -27,10 +27,10 @@ import torch  # noqa: E402
 from longctx import cli  # noqa: E402
 from longctx.config import RunConfig  # noqa: E402
 from longctx.parallel import mesh, zero  # noqa: E402
+from longctx.recipes.causal_lm import RECIPE  # noqa: E402
 from longctx.train import meter  # noqa: E402
 from longctx.train.optim import adamw, freeze_all_but  # noqa: E402
 from longctx.train.trainer import Scored, Trainer  # noqa: E402
-from recipes.causal_lm import RECIPE  # noqa: E402
 from tests.helpers.tiny import make_store  # noqa: E402
 
 

@@ -20,10 +20,10 @@ import numpy as np
 from datatrove.pipeline.base import PipelineStep
 from numpy.typing import NDArray
 
-from data_prep.inputs import Piece
-from data_prep.summary import DUPLICATE, KEPT, TOO_SHORT, Summary, draw
-from data_prep.work import REPORT, Work, write_atomically
 from longctx.data.store import Store, StoreWriter
+from longctx.data_prep.inputs import Piece
+from longctx.data_prep.summary import DUPLICATE, KEPT, TOO_SHORT, Summary, draw
+from longctx.data_prep.work import REPORT, Work, write_atomically
 from longctx.errors import UserError
 
 SUMMARY, FIGURE, DROPPED = "summary.json", "summary.png", "dropped.jsonl"
@@ -67,7 +67,7 @@ class AssembleStep(PipelineStep):  # type: ignore[misc]
     """Makes the output from finished shards.
 
     Args:
-        folder: of the plan, see `data_prep.work`.
+        folder: of the plan, see `longctx.data_prep.work`.
         output: directory to create.
         rules: what is kept.
     """

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from data_prep.encode import load_encoder
 from longctx.data.store import StoreWriter
+from longctx.data_prep.encode import load_encoder
 from longctx.errors import UserError
 
 SHOWN = 10  # malformed lines that are named

@@ -30,7 +30,7 @@ from datatrove.pipeline.base import PipelineStep
 from datatrove.utils.logging import logger
 from tqdm import tqdm
 
-from data_prep.work import Work
+from longctx.data_prep.work import Work
 from longctx.errors import UserError
 
 OURS = ("self", "pipeline", "tasks", "workers", "logging_dir", "depends", "skip_completed")
@@ -125,7 +125,7 @@ class _Local(LocalPipelineExecutor):  # type: ignore[misc]
         """Runs what is not finished; stops all of it at the first error."""
         context = multiprocessing.get_context(self.start_method)
         if self.start_method == "forkserver":  # imports once for all workers
-            context.set_forkserver_preload(["data_prep.tokenize_step"])
+            context.set_forkserver_preload(["longctx.data_prep.tokenize_step"])
         ranks = self.get_incomplete_ranks()
         workers = min(self.workers, len(ranks))
         if not ranks:

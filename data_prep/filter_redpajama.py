@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from data_prep.settings import FilterConfig
+from longctx.data_prep.settings import FilterConfig
 from longctx.errors import UserError
 
 NEEDED = ("datatrove", "orjson", "zstandard")  # the extra `prep`
@@ -23,9 +23,9 @@ def main(config: FilterConfig) -> None:
     """
     if missing := [name for name in NEEDED if find_spec(name) is None]:
         raise UserError(f"{missing[0]} is not installed: pip install -e '.[prep]'")
-    from data_prep import executors
-    from data_prep.assemble import SUMMARY, AssembleStep
-    from data_prep.summary import table
+    from longctx.data_prep import executors
+    from longctx.data_prep.assemble import SUMMARY, AssembleStep
+    from longctx.data_prep.summary import table
 
     job = plan(config)
     step: AssembleStep = job.assemble
@@ -61,15 +61,15 @@ def plan(config: FilterConfig) -> Any:
     """What `executors.run` is to do; looks at inputs, tokenizer and evaluation texts.
 
     Returns:
-        A `data_prep.executors.Job`.
+        A `longctx.data_prep.executors.Job`.
     """
-    from data_prep.assemble import AssembleStep, Rules
-    from data_prep.decontaminate import Evaluation
-    from data_prep.encode import load_encoder
-    from data_prep.executors import Job, check_options
-    from data_prep.inputs import deal, domain_name, find_pieces
-    from data_prep.tokenize_step import TokenizeStep
-    from data_prep.work import Work, plan_text
+    from longctx.data_prep.assemble import AssembleStep, Rules
+    from longctx.data_prep.decontaminate import Evaluation
+    from longctx.data_prep.encode import load_encoder
+    from longctx.data_prep.executors import Job, check_options
+    from longctx.data_prep.inputs import deal, domain_name, find_pieces
+    from longctx.data_prep.tokenize_step import TokenizeStep
+    from longctx.data_prep.work import Work, plan_text
 
     check_options(config.executor.name, config.executor.options)
     _check_places(config)
@@ -104,7 +104,7 @@ def plan(config: FilterConfig) -> Any:
 
 def _check_domains(domains: list[str], limited: list[str], pieces: list[Any]) -> None:
     """Raises UserError for a name that no record can have."""
-    from data_prep.inputs import RED_PAJAMA
+    from longctx.data_prep.inputs import RED_PAJAMA
 
     if domains and (left := [name for name in limited if name not in domains]):
         raise UserError(f"min_tokens_of.{left[0]}: {left[0]} is not one of domains={domains}")

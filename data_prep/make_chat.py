@@ -1,7 +1,7 @@
 """A small instruction set in one fixed template, for a chat-like lab model, as a JSONL domain.
 
-Instructions of `longctx.data.chat` (never a held-out one), and with --qa questions of SQuAD over
-the sentence that answers them; half of them behind a few sentences of the lab's prose. Of SQuAD's
+Instructions of `longctx.data.instructions` (never a held-out one), and with --qa questions of
+SQuAD over the sentence that answers them; half of them behind a few sentences of the lab's prose. Of SQuAD's
 articles every other one stays out and is written beside, in SQuAD's layout, for evaluation. The
 seed fixes every byte; 15,000 documents take seconds.
 """
@@ -16,9 +16,9 @@ from itertools import chain, cycle
 from pathlib import Path
 from typing import Any
 
-from data_prep.encode import Encoder, load_encoder
-from data_prep.make_retrieval import prose_sentences
-from longctx.data.chat import KINDS, Instruction, instructions
+from longctx.data.instructions import KINDS, Instruction, instructions
+from longctx.data_prep.encode import Encoder, load_encoder
+from longctx.data_prep.make_retrieval import prose_sentences
 from longctx.errors import UserError
 
 SENTENCE_END = re.compile(r"(?<=[.!?]) +(?=[A-Z\"'(])")

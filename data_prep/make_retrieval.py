@@ -1,7 +1,7 @@
 """Short key-retrieval documents for the lab model's pretraining mix, as a JSONL domain.
 
 Five kinds, so that the model learns to look back and copy rather than one sentence by heart:
-the passkey prompt of `longctx.data.passkey`, the same with sentences of the training texts as
+the passkey prompt of `longctx.data.passkey_text`, the same with sentences of the training texts as
 filler, several named keys that are each asked for, registers (the same few names and keys over
 and over) and scattered mentions of one key in prose. The last two are dense in tokens that can
 only be copied; without them a small model does not begin to copy within a few million tokens. All
@@ -19,7 +19,7 @@ from pathlib import Path
 
 import sentencepiece as spm
 
-from longctx.data.passkey import ANSWER, FILLER, HEAD, KEY_LINE, QUESTION, build
+from longctx.data.passkey_text import ANSWER, FILLER, HEAD, KEY_LINE, QUESTION, build
 from longctx.errors import UserError
 
 # fmt: off

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 import orjson
 import zstandard
 
-from data_prep.inputs import Piece, domain_name, open_dataset
+from longctx.data_prep.inputs import Piece, domain_name, open_dataset
 
 BAD = ("not_json", "wrong_type", "no_text", "invalid_utf8", "line_too_long", "truncated_archive")
 BLOCK = 1 << 17  # bytes of an archive that are decompressed at a time

@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 from datatrove.pipeline.base import PipelineStep
 
-from data_prep.decontaminate import Evaluation
-from data_prep.encode import Encoder, load_encoder
-from data_prep.inputs import Piece
-from data_prep.records import Bad, Reader, Record
-from data_prep.work import REPORT, Work, write_atomically
 from longctx.data.store import StoreWriter
+from longctx.data_prep.decontaminate import Evaluation
+from longctx.data_prep.encode import Encoder, load_encoder
+from longctx.data_prep.inputs import Piece
+from longctx.data_prep.records import Bad, Reader, Record
+from longctx.data_prep.work import REPORT, Work, write_atomically
 from longctx.errors import UserError
 
 BATCH_CHARACTERS = 1 << 20  # texts that are encoded together
@@ -39,7 +39,7 @@ class TokenizeStep(PipelineStep):  # type: ignore[misc]
     """Tokenises the unit of its rank.
 
     Args:
-        folder: of the plan, see `data_prep.work`.
+        folder: of the plan, see `longctx.data_prep.work`.
         tokenizer: where the tokenizer is.
         evaluation: files, titles, window and fraction for `Evaluation.load`.
         domains: which to keep; empty: all.

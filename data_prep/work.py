@@ -17,7 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from data_prep.inputs import Piece
+from longctx.data_prep.inputs import Piece
 from longctx.errors import UserError
 
 PLAN, SUBMITTED, REPORT = "plan.json", "submitted", "report.json"

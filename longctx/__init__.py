@@ -2,7 +2,7 @@
 
 from typing import Any
 
-import longctx.models.register  # noqa: F401 - transformers then knows longctx's checkpoints
+import longctx.models.export.register  # noqa: F401 - transformers then knows longctx's checkpoints
 
 
 def __getattr__(name: str) -> Any:

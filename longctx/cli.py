@@ -36,7 +36,7 @@ from longctx.parallel.slurm import ranks
 
 T = TypeVar("T")
 ROOT = Path(__file__).resolve().parent.parent
-CONF = ROOT / "conf"
+CONF = Path(__file__).resolve().parent / "conf"
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 UNNAMED = re.compile(r"\[|[-+]?[\d.]+(e-?\d+)?$|(true|false|null)$", re.IGNORECASE)
 SWEEP = {"-m", "--multirun", "hydra.mode=MULTIRUN"}

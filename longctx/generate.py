@@ -180,8 +180,8 @@ def generate(cfg: GenerateConfig, write: Callable[[str], None]) -> Spent:
         UserError: if the prompt or the model cannot be used as asked.
     """
     from longctx.models.decode import Stream, continue_tokens
+    from longctx.models.device import device_for, dtype_for
     from longctx.models.load import load_model, load_tokenizer, native_window
-    from longctx.models.place import device_for, dtype_for
 
     text, device = read_prompt(cfg), device_for(cfg.device)
     path = cfg.model.path or ""

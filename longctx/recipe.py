@@ -1,5 +1,6 @@
 """The recipe contract: five functions, and all that the trainer knows of a method."""
 
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 
 from longctx.batch import Batch
 from longctx.config import RunConfig
+from longctx.errors import UserError
 
 
 class Loader(Protocol):
@@ -55,3 +57,22 @@ class Recipe:
     trainable: Callable[[nn.Module], dict[str, nn.Parameter]]
     sketch: Callable[[RunConfig], nn.Module]
     reads_weights: bool = True
+
+
+def find_recipe(builder: str) -> Recipe:
+    """The RECIPE of a module: `recipes.NAME` is one of longctx's own, others are imported as named.
+
+    Raises:
+        UserError: if there is no such module, or it holds no RECIPE.
+    """
+    name = f"longctx.{builder}" if builder.startswith("recipes.") else builder
+    try:
+        module = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+            raise
+        raise UserError(f"builder={builder}: there is no such module") from None
+    recipe = getattr(module, "RECIPE", None)
+    if not isinstance(recipe, Recipe):
+        raise UserError(f"builder={builder}: the module holds no RECIPE")
+    return recipe

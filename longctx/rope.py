@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from longctx.config_rope import RopeConfig
+from longctx.config.rope import RopeConfig
+from longctx.config.typed import choice
 from longctx.errors import UserError
-from longctx.typed import choice
 
 NAMES = ("none", "pi", "ntk", "dynamic_ntk", "yarn", "abf")
 _OURS = {"default": "none", "linear": "pi", "dynamic": "dynamic_ntk", "yarn": "yarn"}

@@ -17,7 +17,7 @@ from longctx.errors import UserError
 from longctx.models.load import architecture_of, load_model, local_tokenizer
 from longctx.models.load import build_model as random_model
 from longctx.models.lora import add_lora
-from longctx.models.spare import spare
+from longctx.models.save_memory import spare
 from longctx.recipe import Data, Recipe
 from longctx.train.loss import chunked_cross_entropy
 

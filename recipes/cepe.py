@@ -11,18 +11,18 @@ from torch import Tensor, nn
 
 from longctx.batch import Batch
 from longctx.config import RunConfig
-from longctx.data.contexts import Stores, windowed
-from longctx.data.masking import MaskContexts
+from longctx.data.context_loader import Stores, windowed
+from longctx.data.masks import MaskContexts
 from longctx.errors import UserError
-from longctx.models.cepe import CepeForCausalLM
-from longctx.models.chosen_encoder import chosen_encoder, require_window, sketch_encoder
+from longctx.models.cepe.chosen_encoder import chosen_encoder, require_window, sketch_encoder
+from longctx.models.cepe.model import CepeForCausalLM
 from longctx.models.load import native_window
-from longctx.models.spare import spare
+from longctx.models.save_memory import spare
 from longctx.recipe import Data, Recipe
+from longctx.recipes.causal_lm import load_decoder, open_stores, sketch_decoder, trainable
+from longctx.train.checkpoint.start_from import require_same_tokenizer, take_added
 from longctx.train.loss import chunked_cross_entropy
 from longctx.train.optim import freeze_all_but
-from longctx.train.start import require_same_tokenizer, take_added
-from recipes.causal_lm import load_decoder, open_stores, sketch_decoder, trainable
 
 
 def build_model(run: RunConfig) -> nn.Module:

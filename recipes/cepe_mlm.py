@@ -10,16 +10,16 @@ from torch import Tensor
 
 from longctx.batch import Batch
 from longctx.config import DataConfig, RunConfig
-from longctx.data.contexts import Stores, windowed
+from longctx.data.context_loader import Stores, windowed
 from longctx.data.loader import RowLoader
-from longctx.data.masking import MaskTokens
+from longctx.data.masks import MaskTokens
 from longctx.errors import UserError
-from longctx.models.chosen_encoder import chosen_encoder, require_window, sketch_encoder
+from longctx.models.cepe.chosen_encoder import chosen_encoder, require_window, sketch_encoder
 from longctx.models.load import load_tokenizer
-from longctx.models.spare import spare
+from longctx.models.save_memory import spare
 from longctx.recipe import Data, Recipe
+from longctx.recipes.causal_lm import open_stores, trainable
 from longctx.train.loss import chunked_cross_entropy
-from recipes.causal_lm import open_stores, trainable
 
 
 def build_model(run: RunConfig) -> Any:

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from longctx.batch import Batch
 from longctx.config import RunConfig
 from longctx.data.loader import RowLoader
-from longctx.data.teacher import StoredTeacher
+from longctx.data.stored_teacher import StoredTeacher
 from longctx.errors import UserError
 from longctx.models.load import native_window
 from longctx.recipe import Data, Recipe
+from longctx.recipes import cepe
+from longctx.recipes.causal_lm import trainable
 from longctx.train.distill import chunked_distillation, decoder_digest, teacher_of
-from recipes import cepe
-from recipes.causal_lm import trainable
 
 
 def build_model(run: RunConfig) -> nn.Module:

@@ -20,7 +20,7 @@ from longctx.errors import UserError
 
 KINDS = ("torchrun", "deepspeed", "python")
 GRACE = 60.0  # seconds a job has to save after SIGTERM, before SIGKILL
-DRIVER = "LONGCTX_DRIVER"  # process id of the sweep; longctx/parallel/watch.py ends with it
+DRIVER = "LONGCTX_DRIVER"  # process id of the sweep; longctx/parallel/orphans.py ends with it
 # What a launcher around the sweep, or an earlier one, may have left for its own ranks.
 FOREIGN = {
     "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_SIZE", "LOCAL_WORLD_SIZE", "CROSS_RANK",

@@ -16,9 +16,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from longctx.attention import kernels
-from longctx.attention.merge import attend
-from longctx.attention.parts import Block, Part
+from longctx.attention.ops import causal
+from longctx.attention.ops.merge import attend
+from longctx.attention.ops.parts import Block, Part
 from longctx.errors import UserError
 
 NAME = "dca"
@@ -155,7 +155,7 @@ class DualChunk:
         def document(q: Tensor, k: Tensor, v: Tensor, first: int) -> Tensor:
             return self._document(q, k, v, first, rotary.inv_freq, scaling)
 
-        return kernels.by_documents(
+        return causal.by_documents(
             NAME, module, query, key, value, attention_mask, dropout, kwargs, document
         )
 

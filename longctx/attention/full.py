@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from longctx.attention import kernels
+from longctx.attention.ops import causal
 
 NAME = "full"
 
@@ -60,10 +60,10 @@ class Full:
         Raises:
             UserError: if a mask or argument asks for something that would not be honoured.
         """
-        positions = kernels.check_interface(NAME, module, attention_mask, kwargs)
+        positions = causal.check_interface(NAME, module, attention_mask, kwargs)
         padding = None if attention_mask is None else attention_mask.bool()
         first = getattr(module, "layer_idx", 0) in (0, None)
-        out = kernels.causal_in_segments(
+        out = causal.causal_in_segments(
             query, key, value, positions, padding, scaling, dropout, first
         )
         return out, None

@@ -12,8 +12,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from longctx.attention import kernels, segments, window
-from longctx.attention.merge import attend
+from longctx.attention.ops import causal, segments, sinks_window
+from longctx.attention.ops.merge import attend
 from longctx.errors import UserError
 
 NAME = "lm_infinite"
@@ -90,10 +90,10 @@ class LmInfinite:
                 "cap": self._window - torch.arange(n - m, n, device=q.device),
                 "zero": -torch.arange(n, device=q.device),
             }
-            parts = list(window.blocks(m, n, self._window, self.first, "cap", "zero"))
+            parts = list(sinks_window.blocks(m, n, self._window, self.first, "cap", "zero"))
             return attend(q, k, v, parts, turns, rotary.inv_freq, scaling)
 
-        return kernels.by_documents(
+        return causal.by_documents(
             NAME, module, query, key, value, attention_mask, dropout, kwargs, document
         )
 

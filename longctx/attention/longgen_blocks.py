@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from longctx.attention import kernels, longgen, merge, segments
-from longctx.attention.parts import Block, Part
+from longctx.attention.ops import causal, evicted, merge, segments
+from longctx.attention.ops.parts import Block, Part
 from longctx.errors import UserError
 
 NAME = "longgen_blocks"
@@ -50,7 +50,7 @@ class LongGenBlocks:
     stride: int = 128
     offset: int = 0
     heads_share: bool = False
-    full_layers: str | Sequence[int] = longgen.HOURGLASS
+    full_layers: str | Sequence[int] = evicted.HOURGLASS
     heads: int | None = None
     key_heads: int | None = None
 
@@ -65,7 +65,7 @@ class LongGenBlocks:
                 f"attention.offset={self.offset} must be from 0 to attention.stride - 1 = "
                 f"{self.stride - 1}"
             )
-        longgen.check_full_layers(self.full_layers)
+        evicted.check_full_layers(self.full_layers)
 
     def for_layers(self, layers: int, heads: int, key_heads: int) -> "LongGenBlocks":
         """The same with the full layers as a list, and the heads that share a pattern.
@@ -89,12 +89,12 @@ class LongGenBlocks:
         ):
             if given not in (None, have):
                 raise UserError(f"attention.{name}={given}, and the model has {have}")
-        full = longgen.resolved(self.full_layers, layers)
+        full = evicted.resolved(self.full_layers, layers)
         return replace(self, full_layers=full, heads=heads, key_heads=key_heads)
 
     @property
     def whole(self) -> int:
-        """See `longgen.Pattern`."""
+        """See `evicted.Pattern`."""
         return self.block_size * self.local_blocks - 1
 
     @property
@@ -141,7 +141,7 @@ class LongGenBlocks:
         return local + strided * self.block_size
 
     def kept_positions(self, past: Tensor, key_heads: Tensor) -> Tensor:
-        """Positions of those entries, `[b h|1 K]`; see `longgen.Pattern`."""
+        """Positions of those entries, `[b h|1 K]`; see `evicted.Pattern`."""
         size, kept = self.block_size, self.kept_tokens(int(past.max()))
         past = past[:, None, None]
         first = self.first(key_heads[: 1 if self.heads_share else None])[None, :, None]
@@ -197,11 +197,11 @@ class LongGenBlocks:
             segments.require_beginning(NAME, first)
             n = q.shape[2]
             if n <= self.local_blocks * self.block_size:
-                return kernels.sdpa(q, k, v, scaling, 0.0, causal=n > 1)
+                return causal.sdpa(q, k, v, scaling, 0.0, causal=n > 1)
             k, v = (self._with_strided(x, firsts) for x in (k, v))
             return merge.attend(q, k, v, list(self._blocks(n, firsts)), {}, None, scaling)
 
-        return longgen.attend(
+        return evicted.attend(
             self, NAME, module, (query, key, value), attention_mask, scaling, dropout, kwargs,
             document,
         )  # fmt: skip

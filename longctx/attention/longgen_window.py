@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from longctx.attention import kernels, longgen, merge, segments, window
+from longctx.attention.ops import causal, evicted, merge, segments, sinks_window
 from longctx.errors import UserError
 
 NAME = "longgen_window"
@@ -34,7 +34,7 @@ class LongGenWindow:
 
     sink_tokens: int = 64
     window_tokens: int = 1984
-    full_layers: str | Sequence[int] = longgen.HOURGLASS
+    full_layers: str | Sequence[int] = evicted.HOURGLASS
 
     def __post_init__(self) -> None:
         if self.sink_tokens < 0:
@@ -43,7 +43,7 @@ class LongGenWindow:
             raise UserError(f"attention.window_tokens={self.window_tokens} must be at least 1")
         if self.whole < 2:
             raise UserError("attention.sink_tokens + attention.window_tokens must be at least 2")
-        longgen.check_full_layers(self.full_layers)
+        evicted.check_full_layers(self.full_layers)
 
     def for_layers(self, layers: int, heads: int, key_heads: int) -> "LongGenWindow":
         """The same with the full layers as a list.
@@ -56,11 +56,11 @@ class LongGenWindow:
         Raises:
             UserError: if a full layer is none of the model's.
         """
-        return replace(self, full_layers=longgen.resolved(self.full_layers, layers))
+        return replace(self, full_layers=evicted.resolved(self.full_layers, layers))
 
     @property
     def whole(self) -> int:
-        """See `longgen.Pattern`."""
+        """See `evicted.Pattern`."""
         return self.sink_tokens + self.window_tokens
 
     def evicts(self, layer: int) -> bool:
@@ -81,7 +81,7 @@ class LongGenWindow:
         return (past + 1).clamp(max=self.whole)
 
     def kept_positions(self, past: Tensor, key_heads: Tensor) -> Tensor:
-        """Positions of those entries, `[b 1 K]`; see `longgen.Pattern`."""
+        """Positions of those entries, `[b 1 K]`; see `evicted.Pattern`."""
         kept = self.kept_tokens(int(past.max()))
         count = past.clamp(max=self.whole)[:, None]
         index = torch.arange(kept, device=past.device) - (kept - count)
@@ -118,14 +118,14 @@ class LongGenWindow:
             segments.require_beginning(NAME, first)
             n = q.shape[2]
             if n <= self.whole:
-                return kernels.sdpa(q, k, v, scaling, 0.0, causal=n > 1)
+                return causal.sdpa(q, k, v, scaling, 0.0, causal=n > 1)
             # A GPU's kernel skips what is not seen, so there a chunk may be all of a window.
             rows = self.window_tokens if q.is_cuda else None
             sizes = n, n, self.window_tokens, self.sink_tokens
-            parts = list(window.blocks(*sizes, None, None, rows))
+            parts = list(sinks_window.blocks(*sizes, None, None, rows))
             return merge.attend(q, k, v, parts, {}, None, scaling)
 
-        return longgen.attend(
+        return evicted.attend(
             self, NAME, module, (query, key, value), attention_mask, scaling, dropout, kwargs,
             document,
         )  # fmt: skip

@@ -13,8 +13,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from longctx.attention import kernels, segments, window
-from longctx.attention.merge import attend
+from longctx.attention.ops import causal, segments, sinks_window
+from longctx.attention.ops.merge import attend
 from longctx.errors import UserError
 
 NAME = "streaming"
@@ -94,10 +94,10 @@ class Streaming:
             m, n = q.shape[2], k.shape[2]
             newest = self.sinks + self._window - 1
             turns = {"sinks": (newest - torch.arange(n - m, n, device=q.device)).clamp(max=0)}
-            parts = list(window.blocks(m, n, self._window, self.sinks, "sinks", None))
+            parts = list(sinks_window.blocks(m, n, self._window, self.sinks, "sinks", None))
             return attend(q, k, v, parts, turns, rotary.inv_freq, scaling)
 
-        return kernels.by_documents(
+        return causal.by_documents(
             NAME, module, query, key, value, attention_mask, dropout, kwargs, document
         )
 

@@ -5,8 +5,8 @@ Values stand in `conf/effort/`, not here.
 
 from dataclasses import dataclass
 
+from longctx.config.typed import choice, positive
 from longctx.errors import UserError
-from longctx.typed import choice, positive
 
 CONTEXT_PROTOCOLS = ("cepe_tail_matched", "cepe_tail")
 RANKINGS = ("bm25", "given")

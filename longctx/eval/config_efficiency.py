@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from longctx.typed import positive
+from longctx.config.typed import positive
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
+from longctx.config.typed import choice, positive
 from longctx.errors import UserError
 from longctx.eval.config_contexts import counts
-from longctx.typed import choice, positive
 
 HAYSTACKS = ("held_out", "essays")
 MODES = ("teacher_forced", "generate")

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
+from longctx.config.typed import choice, positive
 from longctx.errors import UserError
-from longctx.typed import choice, positive
 
 NEEDLES = (
     "niah_single_1",

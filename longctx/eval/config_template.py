@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
-from longctx.data.chat import KINDS
+from longctx.config.typed import choice, positive
+from longctx.data.instructions import KINDS
 from longctx.errors import UserError
 from longctx.eval.config_contexts import counts
-from longctx.typed import choice, positive
 
 
 @dataclass(frozen=True)
@@ -13,7 +13,7 @@ class TemplateConfig:
     """Held-out instructions; see `longctx/eval/template.py`.
 
     Args:
-        kinds: `key | repeat | list`, one or more; see `longctx/data/chat.py`.
+        kinds: `key | repeat | list`, one or more; see `longctx/data/instructions.py`.
         counts: numbers of contexts of held-out text before them; 0: none.
         size: tokens in a context.
         questions: asked of each kind with each number.

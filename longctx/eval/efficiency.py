@@ -26,7 +26,7 @@ from longctx.eval.provenance import device_name
 from longctx.eval.score import device_of, evaluating
 from longctx.eval.subject import Subject, TaskResult
 from longctx.eval.tables import image, table
-from longctx.models.place import device_for, dtype_for
+from longctx.models.device import device_for, dtype_for
 
 MIB = 2**20
 

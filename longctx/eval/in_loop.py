@@ -15,8 +15,8 @@ import torch
 
 from longctx.batch import IGNORE, Batch
 from longctx.config import RunConfig
-from longctx.config_in_loop import InLoopConfig
-from longctx.data.passkey import build
+from longctx.config.in_loop import InLoopConfig
+from longctx.data.passkey_text import build
 from longctx.data.store import Store, tokenizer_sha256
 from longctx.errors import UserError
 from longctx.eval.perplexity import choose_documents

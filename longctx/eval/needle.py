@@ -12,7 +12,7 @@ from itertools import takewhile
 from random import Random
 from typing import Any
 
-from longctx.data.passkey import Encode, Passkey
+from longctx.data.passkey_text import Encode, Passkey
 from longctx.errors import UserError
 from longctx.eval.ask import check_vocabulary, largest
 from longctx.eval.config import EvalConfig

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from longctx.data.passkey import Encode, Passkey, build, build_at_distance
+from longctx.data.passkey_text import Encode, Passkey, build, build_at_distance
 from longctx.eval.answers import wilson
 from longctx.eval.context import greedy
 from longctx.eval.journal import Journal

@@ -21,8 +21,8 @@ from longctx.data.store import tokenizer_sha256
 from longctx.eval.config import EvalConfig
 from longctx.eval.figures import Results
 from longctx.eval.subject import Subject
+from longctx.models.device import device_for, dtype_for
 from longctx.models.load import RECORD, describe, local_tokenizer
-from longctx.models.place import device_for, dtype_for
 
 WEIGHTS = (".safetensors", ".bin", ".gguf", ".json", ".model")
 

@@ -37,7 +37,7 @@ from longctx.eval.report import (
 )
 from longctx.eval.subject import Sample, Subject, TaskResult, open_store, require_own_tokenizer
 from longctx.eval.whole_window import whole_window
-from longctx.models.place import device_for
+from longctx.models.device import device_for
 from longctx.parallel.mesh import Mesh
 
 SAMPLES = "samples.jsonl"

@@ -13,7 +13,11 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from longctx.errors import UserError
-from longctx.models.wrapped import attention_heads, require_angles_by_position, wrap_attention
+from longctx.models.wrap_attention import (
+    attention_heads,
+    require_angles_by_position,
+    wrap_attention,
+)
 from longctx.parallel.mesh import Mesh
 from longctx.parallel.ulysses import gather_tokens, require_heads, ulysses
 

@@ -13,8 +13,8 @@ from longctx.errors import UserError
 from longctx.eval.config import EvalConfig
 from longctx.eval.journal import Journal
 from longctx.eval.spread import spread
+from longctx.models.device import device_for, dtype_for
 from longctx.models.load import load_model, load_tokenizer, local_tokenizer
-from longctx.models.place import device_for, dtype_for
 from longctx.parallel.mesh import Mesh
 
 Sample = dict[str, Any]

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from longctx.data.chat import Instruction, instructions, reply
+from longctx.data.instructions import Instruction, instructions, reply
 from longctx.data.store import Store
 from longctx.errors import UserError
 from longctx.eval.answers import wilson

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface
 
-from longctx.attention.reference import rotate
+from longctx.attention.ops.oracle import rotate
 from longctx.errors import UserError
-from longctx.models import late_rotary
-from longctx.models.same_cache import attention_layers, mark_caches
+from longctx.models import dynamic_rope
+from longctx.models.cache_guard import attention_layers, mark_caches
 
 
 def method_name(method: Any) -> str:
@@ -43,14 +43,14 @@ def register_attention(method: Any, config: PreTrainedConfig) -> str:
     name = "longctx_" + method_name(method)
     if numbers:
         name += "_" + hashlib.sha256(json.dumps(numbers, sort_keys=True).encode()).hexdigest()[:8]
-    if late_rotary.wanted(config):
+    if dynamic_rope.wanted(config):
         if hasattr(method, "evicts"):
             raise UserError(
                 f"attention {method_name(method)!r} evicts cached keys, and a dynamic rope rotates "
                 "all of them in every call: choose another rope"
             )
-        name += late_rotary.SUFFIX
-        attend = late_rotary.rotating(method_name(method), attend)
+        name += dynamic_rope.SUFFIX
+        attend = dynamic_rope.rotating(method_name(method), attend)
     AttentionInterface.register(name, attend)
     AttentionMaskInterface.register(name, _padding_mask)
     return name
@@ -104,8 +104,8 @@ class _Rotary(nn.Module):
         return self
 
     def forward(self, x: Tensor, position_ids: Tensor, *rest: Any, **named: Any) -> Any:
-        if late_rotary.attached(self.config):
-            return late_rotary.identity(x, position_ids, self.inv_freq.numel())
+        if dynamic_rope.attached(self.config):
+            return dynamic_rope.identity(x, position_ids, self.inv_freq.numel())
         if self.key_positions is not None:
             position_ids = self.key_positions(position_ids)
         if self.rope_type == "dynamic":
@@ -153,7 +153,7 @@ def guard_rotary(
     turns = getattr(method, "turns_queries", False)
     if turns:
         _require_one_rope(model, method_name(method))
-    if turns or late_rotary.attached(model.config):
+    if turns or dynamic_rope.attached(model.config):
         _lend_rotary(model, f"attention {method_name(method)!r}" if turns else "dynamic rope")
     for module in rotary_modules(model):  # last: what was refused has changed nothing
         module.key_positions = getattr(method, "key_positions", None)

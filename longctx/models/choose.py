@@ -13,7 +13,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
-from longctx.config_rope import RopeConfig
+from longctx.config.rope import RopeConfig
 from longctx.errors import UserError
 
 # What transformers raises for files or values it cannot use.

@@ -38,8 +38,8 @@ from longctx.models.choose import (
     locate,
     rope_config,
 )
-from longctx.models.classes import fit_class, make_stock
-from longctx.models.restore import RECORD as RECORD  # noqa: PLC0414 - part of what is loaded
+from longctx.models.export.classes import fit_class, make_stock
+from longctx.models.export.restore import RECORD as RECORD  # noqa: PLC0414 - part of what is loaded
 from longctx.models.switch import switch
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -75,7 +75,7 @@ def load_model(
     except FAILURES as error:
         raise cannot("read the configuration of", path, error) from error
     if config.model_type == "longctx_cepe":
-        from longctx.models.cepe_files import load_cepe  # it needs this module
+        from longctx.models.cepe.files import load_cepe  # it needs this module
 
         return load_cepe(path, attention, rope, dtype, device)
     config, expected, method, name = _prepare(config, attention, rope, path)

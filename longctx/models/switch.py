@@ -12,8 +12,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from longctx.errors import UserError
 from longctx.models import attach
-from longctx.models.classes import fit_class
-from longctx.models.restore import RECORD
+from longctx.models.export.classes import fit_class
+from longctx.models.export.restore import RECORD
 
 
 def switch(

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from longctx.config import RunConfig
-from longctx.parallel.derived import deepspeed_config as deepspeed_config  # noqa: PLC0414
+from longctx.parallel.deepspeed_config import deepspeed_config as deepspeed_config  # noqa: PLC0414
 from longctx.parallel.mesh import Mesh
 
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")

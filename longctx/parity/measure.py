@@ -5,7 +5,6 @@ trainer itself saves it: so what is compared is what trains, on every ZeRO stage
 process has no engine, no ranks, no shards and no accumulation. About a second a cell.
 """
 
-import importlib
 import os
 import socket
 import warnings
@@ -23,7 +22,7 @@ from longctx.config import RunConfig
 from longctx.errors import UserError
 from longctx.parallel import mesh
 from longctx.parity.shrink import ROWS
-from longctx.recipe import Recipe
+from longctx.recipe import Recipe, find_recipe
 from longctx.train.optim import freeze_all_but
 from longctx.train.trainer import Trainer
 
@@ -123,7 +122,7 @@ def kinds_of(run: RunConfig, recipe: Recipe) -> list[str]:
 
 def recipe_of(run: RunConfig) -> Recipe:
     """The recipe that a run names."""
-    found: Recipe = importlib.import_module(run.builder).RECIPE
+    found: Recipe = find_recipe(run.builder)
     return found
 
 

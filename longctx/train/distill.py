@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from longctx.batch import IGNORE, Batch
-from longctx.config_distill import KlConfig
+from longctx.config.distill import KlConfig
 from longctx.errors import UserError
 from longctx.train.loss import LOGITS_BYTES
 

@@ -20,16 +20,17 @@ from longctx.parallel.mesh import Mesh
 from longctx.parallel.shard import shard
 from longctx.parallel.zero import Engine
 from longctx.recipe import Data, Recipe
-from longctx.train import checkpoint, meter, saved
+from longctx.train import meter
+from longctx.train.bad_steps import DivergedError, Guard
+from longctx.train.checkpoint import reader, writer
+from longctx.train.checkpoint.background import Saver
+from longctx.train.checkpoint.resume import require_same
 from longctx.train.log import Log, say
 from longctx.train.node_copy import node_copy
 from longctx.train.optim import adamw, freeze_all_but, learning_rate
 from longctx.train.probe import Running, Score
-from longctx.train.resume import require_same
-from longctx.train.saver import Saver
-from longctx.train.sequence import share_rows
-from longctx.train.skip import DivergedError, Guard
-from longctx.train.stop import Asked, Stopped
+from longctx.train.sequence_parallel import share_rows
+from longctx.train.signals import Asked, Stopped
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class StepResult:
         seconds: wall time.
         data_seconds: of it, waiting for data.
         flops: model FLOPs of this rank.
-        taken: whether it was; a bad step is skipped, see `longctx/train/skip.py`.
+        taken: whether it was; a bad step is skipped, see `longctx/train/bad_steps.py`.
     """
 
     loss: float
@@ -105,13 +106,13 @@ class Trainer:
             self.model = recipe.build_model(local)
         trainable = recipe.trainable(self.model)
         freeze_all_but(self.model, trainable)
-        self.fingerprint = checkpoint.fingerprint(self.model) | {"data": self.data.train.identity}
+        self.fingerprint = writer.fingerprint(self.model) | {"data": self.data.train.identity}
         self.counts = meter.counts(self.model)
         share_rows(self.model, mesh)
-        weights: dict[str, saved.Read] = {}
+        weights: dict[str, reader.Read] = {}
         if resumed:
             require_same(resumed, run, self.fingerprint)
-            weights = saved.fitting_weights(self.model, resumed)
+            weights = reader.fitting_weights(self.model, resumed)
         if mesh.main:
             announce(self.model, self.data)
         optimizer = adamw(trainable.values(), run.optim)
@@ -219,7 +220,7 @@ class Trainer:
     def save_last(self) -> Path:
         """Waits for a checkpoint of this step, written now unless there is one; its path."""
         self.saver.finish()
-        path = checkpoint.place(self.checkpoints, self.step)
+        path = writer.place(self.checkpoints, self.step)
         if self.saver.last != path:
             self.saver.save_and_wait(self.step, self.engine.state(), self._about())
         return path
@@ -264,14 +265,14 @@ class Trainer:
         wandb = self.run.wandb if self.run.logger == "wandb" else None
         return Log(self.run_dir, config, self.step, self.run.train.max_steps, wandb)
 
-    def _find_checkpoint(self) -> saved.Checkpoint | None:
+    def _find_checkpoint(self) -> reader.Checkpoint | None:
         """What `resume` names; all ranks read the same directory and share the checking."""
         wanted = self.run.resume
         if wanted not in ("auto", "none"):
-            named = saved.open_checkpoint(Path(wanted), self.mesh)
-            saved.refuse_later(self.checkpoints, named, self.mesh)
+            named = reader.open_checkpoint(Path(wanted), self.mesh)
+            reader.refuse_later(self.checkpoints, named, self.mesh)
             return named
-        found, problems = saved.newest(self.checkpoints, self.mesh)
+        found, problems = reader.newest(self.checkpoints, self.mesh)
         if wanted == "none" and (found or problems):
             raise UserError(
                 f"{self.checkpoints} already holds checkpoints: take another run_dir, "

@@ -23,7 +23,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
-from longctx.train.saved import newest
+from longctx.train.checkpoint.reader import newest
 from tests.helpers.process import alive, descendants, kill_tree, lines, ranks, start, torchrun
 from tests.helpers.tiny import make_store, tiny_arguments
 

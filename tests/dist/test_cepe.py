@@ -17,7 +17,7 @@ from longctx.data.store import StoreWriter, tokenizer_sha256
 from longctx.parallel import mesh
 from longctx.train.optim import adamw
 from longctx.train.trainer import Trainer
-from recipes.cepe import RECIPE
+from longctx.recipes.cepe import RECIPE
 from tests.helpers.cepe import VOCAB, cepe_run, make_decoder
 from tests.helpers.spawn import spawn
 

@@ -14,7 +14,7 @@ from longctx.data.store import tokenizer_sha256
 from longctx.parallel import mesh
 from longctx.train.optim import adamw, learning_rate
 from longctx.train.trainer import Trainer
-from recipes.ceped import RECIPE
+from longctx.recipes.ceped import RECIPE
 from tests.helpers.cepe import cepe_run, make_decoder
 from tests.helpers.spawn import spawn
 from tests.helpers.tiny import make_store

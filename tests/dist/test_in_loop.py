@@ -11,7 +11,7 @@ from longctx.eval.in_loop import probe
 from longctx.eval.score import token_nll
 from longctx.parallel import mesh
 from longctx.train.trainer import Trainer
-from recipes.causal_lm import RECIPE
+from longctx.recipes.causal_lm import RECIPE
 from tests.helpers.spawn import spawn
 from tests.helpers.tiny import make_store, tiny_run
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from longctx.parallel import mesh, zero
-from longctx.train.saved import newest
+from longctx.train.checkpoint.reader import newest
 from longctx.train.trainer import Trainer
-from recipes.causal_lm import RECIPE
+from longctx.recipes.causal_lm import RECIPE
 from tests.helpers.spawn import spawn
 from tests.helpers.tiny import make_store, tiny_run
 

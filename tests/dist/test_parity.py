@@ -15,7 +15,7 @@ from longctx.batch import IGNORE
 from longctx.parallel import mesh
 from longctx.train.optim import adamw, learning_rate
 from longctx.train.trainer import Trainer
-from recipes.causal_lm import RECIPE
+from longctx.recipes.causal_lm import RECIPE
 from tests.helpers.spawn import spawn
 from tests.helpers.tiny import make_store, tiny_run
 

@@ -9,7 +9,7 @@ import torch
 from longctx.parallel import mesh
 from longctx.train.log import read_metrics
 from longctx.train.trainer import Trainer
-from recipes.causal_lm import RECIPE
+from longctx.recipes.causal_lm import RECIPE
 from tests.helpers.spawn import spawn
 from tests.helpers.tiny import make_store, tiny_run
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from longctx.parallel import mesh
-from longctx.train.saved import newest
+from longctx.train.checkpoint.reader import newest
 from longctx.train.trainer import Trainer
-from recipes.causal_lm import RECIPE
+from longctx.recipes.causal_lm import RECIPE
 from tests.helpers.entry import run_entry
 from tests.helpers.spawn import spawn
 from tests.helpers.tiny import make_store, tiny_arguments, tiny_run

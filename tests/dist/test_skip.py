@@ -15,9 +15,9 @@ from torch import Tensor
 from longctx.batch import Batch
 from longctx.errors import UserError
 from longctx.parallel import mesh
-from longctx.train.saved import newest
+from longctx.train.checkpoint.reader import newest
 from longctx.train.trainer import Trainer
-from recipes.causal_lm import RECIPE
+from longctx.recipes.causal_lm import RECIPE
 from tests.helpers.spawn import spawn
 from tests.helpers.tiny import make_store, tiny_run
 

@@ -15,9 +15,9 @@ from longctx.errors import UserError
 from longctx.models import load
 from longctx.parallel import mesh
 from longctx.parallel.zero import MOMENTS
-from longctx.train import checkpoint, saved
+from longctx.train.checkpoint import writer, reader
 from longctx.train import node_copy as at
-from recipes.causal_lm import RECIPE
+from longctx.recipes.causal_lm import RECIPE
 from tests.helpers.spawn import spawn
 from tests.helpers.tiny import make_store, tiny_run
 
@@ -91,14 +91,14 @@ def ranks_load(folder: Path) -> None:
 
 def ranks_check(folder: Path) -> None:
     """On each rank: it reads its part of a checkpoint, and all come to one verdict."""
-    ranks, read, usual = mesh.start(), [], saved.file_check
+    ranks, read, usual = mesh.start(), [], reader.file_check
     root = folder / "checkpoints"
     for step in (1, 2):
         values = {kind: torch.full((3,), float(step)) for kind in ("weight", *MOMENTS)}
         parts = iter([(name, values) for name in ("a", "b")])
-        checkpoint.save(root, step, parts, {"tokens": 0}, ranks)
-    saved.file_check = lambda path: (read.append(path.name), usual(path))[1]
-    found, problems = saved.newest(root, ranks)
+        writer.save(root, step, parts, {"tokens": 0}, ranks)
+    reader.file_check = lambda path: (reader.append(path.name), usual(path))[1]
+    found, problems = reader.newest(root, ranks)
     assert found is not None and found.step == 2 and not problems
     assert read == [f"state_{ranks.rank:05d}_of_00002.safetensors"]
     assert {name: list(get()) for name, (_, get) in found.weights().items()} == {
@@ -109,14 +109,14 @@ def ranks_check(folder: Path) -> None:
     if ranks.main:
         second.write_bytes(second.read_bytes()[:-1] + b"?")
     ranks.barrier()
-    found, problems = saved.newest(root, ranks)  # rank 0 has not read that file
+    found, problems = reader.newest(root, ranks)  # rank 0 has not read that file
     assert found is not None and found.step == 1
     assert problems == [f"{second} is damaged or missing"]
     ranks.barrier()
     if ranks.main:
-        (root / "step_00000001" / saved.INDEX).write_text("{}")
+        (root / "step_00000001" / reader.INDEX).write_text("{}")
     ranks.barrier()
-    assert saved.newest(root, ranks)[0] is None
+    assert reader.newest(root, ranks)[0] is None
 
 
 def on_ranks(folder: Path) -> None:

@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from longctx.train.stop import EXIT_CODE
+from longctx.train.signals import EXIT_CODE
 from tests.helpers.process import kill_tree, lines, ranks, start, torchrun, wait_until
 from tests.helpers.tiny import make_store, tiny_arguments
 

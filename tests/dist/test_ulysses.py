@@ -16,7 +16,7 @@ from longctx.config import RunConfig
 from longctx.data.store import tokenizer_sha256
 from longctx.parallel import mesh, ulysses
 from longctx.recipe import Data
-from recipes import causal_lm, cepe, cepe_mlm, ceped
+from longctx.recipes import causal_lm, cepe, cepe_mlm, ceped
 from tests.helpers import sharded
 from tests.helpers.cepe import cepe_run, make_decoder
 from tests.helpers.sharded import compare_decoder, plain_step, sharded_step

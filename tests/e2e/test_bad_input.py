@@ -13,8 +13,9 @@ from typing import NamedTuple
 import pytest
 
 from longctx.data.store import tokenizer_sha256
-from longctx.train import checkpoint, trainer
-from longctx.train.saved import open_checkpoint
+from longctx.train import trainer
+from longctx.train.checkpoint import writer
+from longctx.train.checkpoint.reader import open_checkpoint
 from tests.helpers.entry import run_entry, tree
 from tests.helpers.process import ROOT
 from tests.helpers.tiny import make_store, tiny_arguments
@@ -255,7 +256,7 @@ def full_disk(*_: object, **__: object) -> None:
 
 
 def no_room_for_shards() -> None:
-    write, calls = checkpoint.save_file, []
+    write, calls = writer.save_file, []
 
     def second_fails(tensors: dict, path: Path) -> None:
         calls.append(path)
@@ -263,11 +264,11 @@ def no_room_for_shards() -> None:
         if len(calls) == 2:
             full_disk()
 
-    checkpoint.save_file = second_fails
+    writer.save_file = second_fails
 
 
 def no_room_for_the_index() -> None:
-    checkpoint.json.dump = full_disk
+    writer.json.dump = full_disk
 
 
 def room_for_small_files() -> None:

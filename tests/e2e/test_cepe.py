@@ -10,8 +10,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from longctx.data.store import tokenizer_sha256
-from longctx.models.cepe import CepeForCausalLM
-from longctx.models.encoder import load_encoder
+from longctx.models.cepe.encoder import load_encoder
+from longctx.models.cepe.model import CepeForCausalLM
 from tests.helpers.cepe import cepe_arguments, make_decoder
 from tests.helpers.entry import Done, run_entry
 from tests.helpers.planned import memory

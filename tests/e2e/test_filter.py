@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_prep.encode import Encoder, load_encoder
 from longctx.data.store import Store
+from longctx.data_prep.encode import Encoder, load_encoder
 from tests.helpers.entry import run_entry
 from tests.helpers.process import start
 from tests.helpers.raw import TOKENIZER, digests, line, summary, text_of, write

@@ -1,7 +1,7 @@
 """A run that cannot fit ends before it starts: one line, exit code 2; `force=true` starts it."""
 
-from longctx.planner import check
-from longctx.planner.machine import Machine
+from longctx.plan import check
+from longctx.plan.machine import Machine
 from tests.helpers.entry import run_entry
 from tests.helpers.tiny import make_store, tiny_arguments
 

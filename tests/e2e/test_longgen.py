@@ -7,11 +7,12 @@ import pytest
 import torch
 from torch.nn import functional
 
-from longctx import cli, plan
+from longctx import cli
 from longctx.config import RunConfig
-from longctx.models.kept_cache import KeptLayer
+from longctx.models.evicting_cache import KeptLayer
 from longctx.models.load import build_model, load_model
-from recipes.causal_lm import RECIPE
+from longctx.plan import describe
+from longctx.recipes.causal_lm import RECIPE
 from tests.helpers.entry import run_entry
 from tests.helpers.tiny import make_store, tiny_arguments
 
@@ -47,7 +48,7 @@ def test_as_stated(model, full, saved, tmp_path):
     assert (run.optim.lr, run.optim.betas, run.optim.schedule) == (2e-5, [0.9, 0.95], "constant")
     assert len(run.data.store) == 7 and sum(run.data.weights) == 100
     assert run.parallel.zero_stage == 3 and run.parallel.activation_checkpointing
-    said = plan.report(run, RECIPE)
+    said = describe.report(run, RECIPE)
     numbers = f"sink_tokens=64, window_tokens=1984, full_layers=[{full}]"
     assert f"attention longgen_window({numbers}), window 131072, rope_type default" in said
     assert "rope_base 5000000" in said

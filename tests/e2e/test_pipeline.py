@@ -13,8 +13,8 @@ from safetensors import safe_open
 
 from longctx.data.store import tokenizer_sha256
 from longctx.models.load import load_model
-from longctx.train.export import checkpoint_model
-from recipes.causal_lm import build_model
+from longctx.recipes.causal_lm import build_model
+from longctx.train.checkpoint.export_checkpoint import checkpoint_model
 from tests.helpers.entry import Done, run_entry
 from tests.helpers.process import ROOT
 from tests.helpers.tiny import make_store, tiny_arguments

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from longctx import cli
 from longctx.config import RunConfig
-from longctx.models.export import export
+from longctx.models.export.directory import export
 from longctx.models.load import build_model
 
 VOCAB = 64

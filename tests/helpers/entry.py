@@ -20,9 +20,9 @@ IMPORTED = (
     "peft",
     "longctx.cli",
     "longctx.plan",
-    "longctx.train.export",
+    "longctx.train.checkpoint.export_checkpoint",
     "longctx.train.trainer",
-    "recipes.causal_lm",
+    "longctx.recipes.causal_lm",
 )
 LIMIT = 240  # seconds a run may take
 

@@ -3,8 +3,8 @@
 import torch
 from transformers import DynamicCache
 
-from longctx.models.kept_cache import announce, fit_layers
-from longctx.models.kept_call import Call
+from longctx.models.evicting_cache import announce, fit_layers
+from longctx.models.evicting_call import Call
 
 HEADS = 2
 DROPPED = -9.0  # the key of padding

@@ -7,10 +7,10 @@ from typing import Any
 
 import zstandard
 
-from data_prep.encode import Encoder
-from data_prep.filter_redpajama import plan
-from data_prep.settings import ExecutorConfig, FilterConfig
 from longctx.data.store import Store
+from longctx.data_prep.encode import Encoder
+from longctx.data_prep.filter_redpajama import plan
+from longctx.data_prep.settings import ExecutorConfig, FilterConfig
 from tests.conftest import ROOT
 
 TOKENIZER = ROOT / "assets" / "lab-llama"

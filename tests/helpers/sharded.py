@@ -10,7 +10,7 @@ from deepspeed.utils import safe_get_full_grad
 from longctx.batch import Batch
 from longctx.config import RunConfig
 from longctx.parallel.shard import shard
-from longctx.train.sequence import share_rows
+from longctx.train.sequence_parallel import share_rows
 from longctx.train.trainer import Trainer
 from tests.helpers.networks import network, tokens
 

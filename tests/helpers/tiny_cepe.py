@@ -2,8 +2,8 @@
 
 import torch
 
-from longctx.models.cepe import CepeForCausalLM
-from longctx.models.encoder import build_encoder
+from longctx.models.cepe.encoder import build_encoder
+from longctx.models.cepe.model import CepeForCausalLM
 from tests.helpers.networks import network
 
 ENCODER = {

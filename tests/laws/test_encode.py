@@ -23,8 +23,8 @@ from tokenizers import (
     trainers,
 )
 
-from data_prep import encode
-from data_prep.encode import Encoder, load_encoder
+from longctx.data_prep import encode
+from longctx.data_prep.encode import Encoder, load_encoder
 
 ROOT = Path(__file__).parents[2]
 LAB = ROOT / "assets" / "lab-llama"

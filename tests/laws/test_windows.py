@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from longctx.data.windows import Windows, in_documents, in_stream, warm_up
+from longctx.data.context_windows import Windows, in_documents, in_stream, warm_up
 
 LENGTHS = st.lists(st.integers(1, 90), min_size=1, max_size=20)
 SIZES = {"context": st.integers(0, 24), "decoder": st.integers(1, 12)}

@@ -9,9 +9,9 @@ import generate as entry
 from longctx import cli
 from longctx.errors import UserError
 from longctx.generate import GenerateConfig, Spent, generate, read_contexts, read_prompt
-from longctx.models.cepe import CepeForCausalLM
-from longctx.models.encoder import build_encoder
-from longctx.models.export import export
+from longctx.models.cepe.encoder import build_encoder
+from longctx.models.cepe.model import CepeForCausalLM
+from longctx.models.export.directory import export
 from longctx.models.load import load_model, load_tokenizer
 
 TEXT = "The pass key is 31415. Remember it. 31415 is the pass key.\n" * 3

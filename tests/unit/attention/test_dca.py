@@ -5,9 +5,9 @@ import itertools
 import pytest
 import torch
 
-from longctx.attention import merge, reference
 from longctx.attention.dca import DualChunk
 from longctx.attention.full import Full
+from longctx.attention.ops import merge, oracle
 from longctx.errors import UserError
 from tests.unit.attention.test_methods import INV_FREQ, POSITIONS, B, S, call, inputs
 
@@ -117,9 +117,9 @@ def test_interpolated_positions_compose():
     live, distance = distances(method, S)
     angles = (distance / 4.0)[None, None, :, :, None] * INV_FREQ
     keys, values = (x.repeat_interleave(2, dim=1) for x in (k, v))
-    scores = (reference.rotate(q[:, :, :, None], angles) * keys[:, :, None]).sum(-1) * 8**-0.5
+    scores = (oracle.rotate(q[:, :, :, None], angles) * keys[:, :, None]).sum(-1) * 8**-0.5
     want = scores.masked_fill(~live, -torch.inf).softmax(-1) @ values
-    got = reference.attend(method.definition, q, k, v, positions, inv_freq=INV_FREQ / 4)
+    got = oracle.attend(method.definition, q, k, v, positions, inv_freq=INV_FREQ / 4)
     torch.testing.assert_close(got, want.transpose(1, 2), rtol=0, atol=1e-13)
 
 

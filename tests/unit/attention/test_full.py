@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from longctx.attention import kernels, reference
 from longctx.attention.full import Full
+from longctx.attention.ops import causal, oracle
 from longctx.errors import UserError
 
 FULL = Full()
@@ -34,7 +34,7 @@ def compare(tensors, positions, mask=None, scaling=None, tolerance=1e-12):
     n = tensors[1].shape[2]
     ours = call(*tensors, positions[:, n - tensors[0].shape[2] :], mask, scaling=scaling)
     full_positions = positions.expand(tensors[0].shape[0], n)
-    theirs = reference.attend(FULL.definition, *tensors, full_positions, mask, scaling=scaling)
+    theirs = oracle.attend(FULL.definition, *tensors, full_positions, mask, scaling=scaling)
     assert ours.shape == theirs.shape
     torch.testing.assert_close(ours.double(), theirs, rtol=tolerance, atol=tolerance)
     generator = torch.Generator().manual_seed(1)
@@ -117,8 +117,8 @@ def test_packed_documents_equal_documents_alone():
 
 def test_one_call_when_nothing_restarts(monkeypatch):
     calls = []
-    plain = kernels.sdpa
-    monkeypatch.setattr(kernels, "sdpa", lambda *a, **k: calls.append(1) or plain(*a, **k))
+    plain = causal.sdpa
+    monkeypatch.setattr(causal, "sdpa", lambda *a, **k: calls.append(1) or plain(*a, **k))
     call(*inputs(4, 2), PACKINGS["one document"])
     assert len(calls) == 1
     calls.clear()
@@ -133,7 +133,7 @@ def test_one_call_when_nothing_restarts(monkeypatch):
 @pytest.mark.parametrize("padding", [None, "left", "hole"])
 @pytest.mark.parametrize("block", [512, 4])
 def test_cached(new, padding, block, monkeypatch):
-    monkeypatch.setattr(kernels, "QUERY_BLOCK", block)
+    monkeypatch.setattr(causal, "QUERY_BLOCK", block)
     q, k, v = inputs(4, 2)
     mask = None if padding is None else PADDINGS[padding]
     positions = torch.arange(S)[None].expand(B, S)
@@ -192,9 +192,9 @@ def test_reference_rotation_is_rope():
     positions = PACKINGS["different"]
     inv_freq = 10000.0 ** -(torch.arange(0, D, 2, dtype=torch.float64) / D)
     angles = positions[:, None, :, None] * inv_freq
-    rotated = [reference.rotate(x, angles) for x in (q, k)]
-    by_distance = reference.attend(FULL.definition, q, k, v, positions, inv_freq=inv_freq)
-    by_position = reference.attend(FULL.definition, *rotated, v, positions)
+    rotated = [oracle.rotate(x, angles) for x in (q, k)]
+    by_distance = oracle.attend(FULL.definition, q, k, v, positions, inv_freq=inv_freq)
+    by_position = oracle.attend(FULL.definition, *rotated, v, positions)
     torch.testing.assert_close(by_distance, by_position, rtol=0, atol=1e-13)
     torch.testing.assert_close(call(*rotated, v, positions), by_distance, rtol=0, atol=1e-13)
 

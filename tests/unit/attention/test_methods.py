@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import nn
 
-from longctx.attention import reference
 from longctx.attention.dca import DualChunk
 from longctx.attention.full import Full
 from longctx.attention.lm_infinite import LmInfinite
 from longctx.attention.longgen_blocks import LongGenBlocks
 from longctx.attention.longgen_window import LongGenWindow
+from longctx.attention.ops import oracle
 from longctx.attention.streaming import Streaming
 from longctx.errors import UserError
 
@@ -84,8 +84,8 @@ def call(method, query, key, value, positions, mask=None, **rest):
     method = of_model(method, query, key)
     rotated = getattr(method, "key_positions", lambda p: p)(positions)
     angles = rotated[:, None, :, None] * INV_FREQ
-    q = reference.rotate(query, angles[:, :, n - m :])
-    k = reference.rotate(key, angles)
+    q = oracle.rotate(query, angles[:, :, n - m :])
+    k = oracle.rotate(key, angles)
     own = positions[:, n - m :]
     return method.attend(layer(), q, k, value, mask, position_ids=own, **rest)[0]
 
@@ -95,7 +95,7 @@ def compare(method, tensors, positions, mask=None, new=S, **rest):
     query, key, value = (x.clone().requires_grad_() for x in tensors)
     query = query[:, :, S - new :]
     ours = call(method, query, key, value, positions, mask, **rest)
-    oracle = (
+    expected = (
         of_model(method, query, key).definition,
         query,
         key,
@@ -103,7 +103,7 @@ def compare(method, tensors, positions, mask=None, new=S, **rest):
         positions.expand(B, S),
         mask,
     )
-    theirs = reference.attend(*oracle, inv_freq=INV_FREQ, **rest)
+    theirs = oracle.attend(*expected, inv_freq=INV_FREQ, **rest)
     torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
     weight = torch.randn(theirs.shape, generator=torch.Generator().manual_seed(1)).double()
     got = torch.autograd.grad((ours * weight).sum(), (query, key, value))

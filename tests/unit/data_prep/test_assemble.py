@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_prep import assemble
-from data_prep.encode import Encoder, load_encoder
-from data_prep.filter_redpajama import plan
-from data_prep.settings import FilterConfig
-from data_prep.work import Work
 from longctx.data.store import TOKENS, Store
+from longctx.data_prep import assemble
+from longctx.data_prep.encode import Encoder, load_encoder
+from longctx.data_prep.filter_redpajama import plan
+from longctx.data_prep.settings import FilterConfig
+from longctx.data_prep.work import Work
 from longctx.errors import UserError
 from tests.helpers.raw import TOKENIZER, config, digests, line, run_here, summary, text_of, write
 

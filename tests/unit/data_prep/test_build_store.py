@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import sentencepiece as spm
 
-from data_prep.build_store import build, load_encoder, main
 from longctx.data.store import Store, tokenizer_sha256
+from longctx.data_prep.build_store import build, load_encoder, main
 from longctx.errors import UserError
 
 LAB = Path(__file__).parents[3] / "assets" / "lab-llama"

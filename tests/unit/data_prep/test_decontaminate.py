@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_prep import decontaminate
-from data_prep.decontaminate import Evaluation, normalised
+from longctx.data_prep import decontaminate
+from longctx.data_prep.decontaminate import Evaluation, normalised
 from longctx.errors import UserError
 
 

@@ -11,9 +11,9 @@ import pytest
 import sentencepiece as spm
 from tokenizers import Tokenizer
 
-from data_prep import encode
-from data_prep.encode import Encoder, load_encoder
 from longctx.data.store import tokenizer_sha256
+from longctx.data_prep import encode
+from longctx.data_prep.encode import Encoder, load_encoder
 from longctx.errors import UserError
 
 LAB = Path(__file__).parents[3] / "assets" / "lab-llama"

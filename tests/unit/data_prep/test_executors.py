@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from data_prep import executors
-from data_prep.executors import Job, check_options
-from data_prep.filter_redpajama import main
-from data_prep.inputs import Piece
-from data_prep.settings import ExecutorConfig
-from data_prep.work import Work, plan_text
 from longctx.data.store import Store
+from longctx.data_prep import executors
+from longctx.data_prep.executors import Job, check_options
+from longctx.data_prep.filter_redpajama import main
+from longctx.data_prep.inputs import Piece
+from longctx.data_prep.settings import ExecutorConfig
+from longctx.data_prep.work import Work, plan_text
 from longctx.errors import UserError
 from tests.conftest import ROOT
 from tests.helpers.raw import config, digests, line, write
@@ -185,7 +185,7 @@ def test_a_submitted_job_is_remembered(
 
 
 def test_what_is_missing_can_be_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("data_prep.filter_redpajama.NEEDED", ("no_such_module",))
+    monkeypatch.setattr("longctx.data_prep.filter_redpajama.NEEDED", ("no_such_module",))
     with pytest.raises(UserError, match=r"pip install -e '\.\[prep\]'"):
         main(config(tmp_path, tmp_path / "out"))
 

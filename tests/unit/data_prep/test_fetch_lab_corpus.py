@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from data_prep import fetch_lab_corpus, lab_sources
-from data_prep.fetch_lab_corpus import download, fetch, main
-from data_prep.lab_sources import SOURCES, Source
+from longctx.data_prep import fetch_lab_corpus, lab_sources
+from longctx.data_prep.fetch_lab_corpus import download, fetch, main
+from longctx.data_prep.lab_sources import SOURCES, Source
 from longctx.errors import UserError
 
 

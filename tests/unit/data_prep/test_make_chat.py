@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from data_prep.encode import load_encoder
-from data_prep.make_chat import kept_out, main, sentence_at
-from longctx.data.chat import KINDS, reply
+from longctx.data.instructions import KINDS, reply
+from longctx.data_prep.encode import load_encoder
+from longctx.data_prep.make_chat import kept_out, main, sentence_at
 
 ARTICLES = [
     {

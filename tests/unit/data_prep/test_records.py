@@ -11,9 +11,9 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_prep import records
-from data_prep.inputs import deal, domain_name, find_pieces
-from data_prep.records import Bad, Reader, Record
+from longctx.data_prep import records
+from longctx.data_prep.inputs import deal, domain_name, find_pieces
+from longctx.data_prep.records import Bad, Reader, Record
 from longctx.errors import UserError
 from tests.helpers.raw import line, write
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_prep.stats import beyond, describe, find_stores, main, markdown, summarise
 from longctx.data.store import StoreWriter
+from longctx.data_prep.stats import beyond, describe, find_stores, main, markdown, summarise
 from longctx.errors import UserError
 
 

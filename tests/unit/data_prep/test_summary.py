@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.summary import DUPLICATE, KEPT, SHOWN, TOO_SHORT, Summary, draw, table
+from longctx.data_prep.summary import DUPLICATE, KEPT, SHOWN, TOO_SHORT, Summary, draw, table
 
 
 def filled() -> Summary:

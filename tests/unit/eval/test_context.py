@@ -3,8 +3,8 @@ import torch
 
 from longctx.eval.context import context_window, greedy, has_encoder, states
 from longctx.eval.score import evaluating, token_nll
-from longctx.models.cepe import CepeForCausalLM
-from longctx.models.encoder import build_encoder
+from longctx.models.cepe.encoder import build_encoder
+from longctx.models.cepe.model import CepeForCausalLM
 from longctx.models.load import build_model
 from tests.helpers.fakes import noise
 from tests.helpers.reading import BagWithEncoder, Pupil, bag

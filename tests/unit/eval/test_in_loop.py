@@ -7,7 +7,7 @@ import torch
 from longctx import cli
 from longctx.batch import IGNORE
 from longctx.config import RunConfig
-from longctx.config_in_loop import InLoopConfig
+from longctx.config.in_loop import InLoopConfig
 from longctx.errors import UserError
 from longctx.eval.in_loop import Row, probe
 from longctx.models.load import load_model

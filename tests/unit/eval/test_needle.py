@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from longctx.data.passkey import Passkey
+from longctx.data.passkey_text import Passkey
 from longctx.errors import UserError
 from longctx.eval import needle
 from longctx.eval.config_probes import NeedleConfig

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from longctx.data.passkey import Passkey
+from longctx.data.passkey_text import Passkey
 from longctx.eval.passkey import Quiz, Trial, effective_window, k_max, passkey, run_trials
 from tests.helpers.fakes import characters, copier, noise
 

@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from longctx.train.stop import EXIT_CODE
+from longctx.train.signals import EXIT_CODE
 
 
 def sbatch(root, tmp_path, code, folder=None):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from longctx.config import RopeConfig
-from longctx.models.export import export
+from longctx.models.export.directory import export
 from longctx.models.load import build_model, load_model, load_tokenizer, native_window
 
 HEADS, KV_HEADS, SIZE = 4, 2, 32

@@ -8,11 +8,11 @@ import torch
 from transformers import DynamicCache, StaticCache
 
 import longctx
-from longctx.attention import longgen
+from longctx.attention.ops import evicted
 from longctx.errors import UserError
 from longctx.models.choose import attention_method
 from longctx.models.decode import continue_tokens, prefill
-from longctx.models.kept_cache import KeptLayer, cache_bytes
+from longctx.models.evicting_cache import KeptLayer, cache_bytes
 from tests.helpers.networks import KINDS, network, plain_twin, tokens
 
 WINDOW = {"name": "longgen_window", "sink_tokens": 2, "window_tokens": 5}
@@ -74,7 +74,7 @@ def test_decoding_is_the_row_of_a_whole_forward_pass(attention, kind):
         method = attention_method(model.config.longctx_attention)
         shape = cache.layers[1].keys.shape
         assert shape[2] == LENGTH
-        expected = longgen.cache_bytes(method, 3, shape[1], shape[3], LENGTH, element=8, rows=2)
+        expected = evicted.cache_bytes(method, 3, shape[1], shape[3], LENGTH, element=8, rows=2)
         assert cache_bytes(cache) == expected
 
 

@@ -7,7 +7,7 @@ import torch
 
 from longctx.config import AdapterConfig
 from longctx.errors import UserError
-from longctx.models.export import export
+from longctx.models.export.directory import export
 from longctx.models.load import build_model, load_model
 from longctx.models.lora import add_lora, merge_lora
 

@@ -10,7 +10,7 @@ from longctx.errors import UserError
 from longctx.models.load import build_model
 from longctx.models.lora import add_lora
 from longctx.models.tiled_mlp import tile_mlps
-from longctx.planner.live import Live
+from longctx.plan.live import Live
 
 SHAPE = {
     "vocab_size": 61, "hidden_size": 24, "intermediate_size": 56, "num_hidden_layers": 2,

@@ -6,9 +6,9 @@ from torch import nn
 
 from longctx.attention.full import Full
 from longctx.errors import UserError
-from longctx.models.wrapped import require_angles_by_position, wrap_attention
+from longctx.models.wrap_attention import require_angles_by_position, wrap_attention
 from longctx.parallel import mesh, ulysses
-from longctx.parallel.spread import _common
+from longctx.parallel.exchange import _common
 from tests.helpers.networks import network, tokens
 
 

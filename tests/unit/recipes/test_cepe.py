@@ -12,11 +12,11 @@ from longctx.batch import IGNORE
 from longctx.config import RunConfig
 from longctx.data.store import StoreWriter, tokenizer_sha256
 from longctx.errors import UserError
-from longctx.models.cepe import CepeForCausalLM
-from longctx.models.export import export
+from longctx.models.cepe.model import CepeForCausalLM
+from longctx.models.export.directory import export
 from longctx.models.load import load_model
+from longctx.recipes import cepe, cepe_mlm
 from longctx.train.optim import adamw, learning_rate
-from recipes import cepe, cepe_mlm
 from tests.helpers.cepe import cepe_run, make_decoder
 from tests.helpers.tiny import make_store
 

@@ -8,17 +8,17 @@ import torch
 
 from longctx import cli
 from longctx.batch import IGNORE
+from longctx.commands.teacher import write
 from longctx.config import RunConfig, TeacherConfig
-from longctx.config_distill import MODES
+from longctx.config.distill import MODES
 from longctx.data.store import tokenizer_sha256
-from longctx.data.teacher import StoredTeacher
+from longctx.data.stored_teacher import StoredTeacher
 from longctx.errors import UserError
 from longctx.models.load import load_model
 from longctx.parallel import mesh
-from longctx.teacher import write
+from longctx.recipes import cepe, ceped
 from longctx.train.distill import teacher_states
 from longctx.train.optim import adamw
-from recipes import cepe, ceped
 from tests.helpers.cepe import cepe_run, make_decoder
 from tests.helpers.tiny import make_store
 
@@ -140,7 +140,7 @@ def test_held_out_rows_ask_the_teacher_on_line(place, tmp_path):
 
 
 def test_writing_goes_on_where_it_ended(place, tmp_path, monkeypatch, capfd):
-    monkeypatch.setattr("longctx.data.teacher.PART_BYTES", 5000)
+    monkeypatch.setattr("longctx.data.stored_teacher.PART_BYTES", 5000)
     run = stored_run(place, tmp_path / "teacher")
     write(run, mesh.start())
     assert "GB in 3 parts; 32 rows are missing" in capfd.readouterr().err

@@ -4,7 +4,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from longctx.batch import IGNORE
-from longctx.config_distill import MODES, KlConfig, TeacherConfig
+from longctx.config.distill import MODES, KlConfig, TeacherConfig
 from longctx.errors import UserError
 from longctx.train.distill import TopK, chunked_distillation, divergence, kept
 

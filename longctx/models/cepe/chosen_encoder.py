@@ -1,0 +1,86 @@
+"""The encoder that a run asks for: stored, of random weights, or its shapes alone.
+
+Costs what `encoder.py` does; shapes alone cost nothing.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from longctx.config.encoder import EncoderConfig
+from longctx.errors import UserError
+from longctx.models.cepe.encoder import (
+    EncoderForMaskedLM,
+    build_encoder,
+    load_encoder,
+    stored_config,
+)
+
+
+def chosen_encoder(
+    chosen: EncoderConfig, dtype: str, seed: int, weights: bool = True
+) -> EncoderForMaskedLM:
+    """The encoder in `encoder.path`, else one of random weights; with its head.
+
+    Args:
+        chosen: what the run asks for.
+        dtype: `fp32 | bf16`.
+        seed: of random weights.
+        weights: False: they are about to come from elsewhere; not read where that can be.
+
+    Raises:
+        UserError: if there is none, or the run does not say what it looks like.
+    """
+    if chosen.path is not None and (weights or not chosen.architecture):
+        _config(chosen.path)
+        return load_encoder(chosen.path, dtype)
+    if not chosen.architecture:
+        raise UserError(
+            f"encoder={chosen.name} has no architecture: give encoder=llama2_7b "
+            "encoder.architecture.vocab_size=N, N the size of the tokenizer + 1"
+        )
+    return build_encoder(chosen.architecture, dtype, seed)
+
+
+def sketch_encoder(chosen: EncoderConfig, dtype: str) -> EncoderForMaskedLM:
+    """The encoder on the meta device: the architecture of the run, else that in `encoder.path`.
+
+    Args:
+        chosen: what the run asks for.
+        dtype: `fp32 | bf16`.
+
+    Raises:
+        UserError: if there is neither.
+    """
+    with torch.device("meta"):
+        if chosen.architecture or chosen.path is None:
+            return chosen_encoder(chosen, dtype, 0, weights=False)
+        return build_encoder(_config(chosen.path), dtype)
+
+
+def require_window(encoder: Any, tokens: int, setting: str) -> None:
+    """Raises UserError if the encoder cannot read so many tokens at once.
+
+    Args:
+        encoder: with a configuration.
+        tokens: in one row of the encoder.
+        setting: that says so.
+    """
+    window = encoder.config.max_position_embeddings
+    if tokens > window:
+        raise UserError(f"{setting}={tokens}, and the encoder reads {window} at a time: lower it")
+
+
+def _config(path: str) -> Any:
+    """What is stored there; if nothing is, the error says what makes it."""
+    try:
+        return stored_config(path)[0]
+    except UserError as error:
+        if Path(path).expanduser().exists():
+            raise
+        # One slash could be a directory or a hub name; the hub's own error says more.
+        why = f" ({error})" if path.count("/") == 1 and path[0] not in "./~" else ""
+        raise UserError(
+            f"encoder.path={path}: nothing there; recipe=cepe_mlm makes one{why}"
+        ) from None

@@ -1,0 +1,85 @@
+"""From a checkpoint to a directory that `AutoModelForCausalLM.from_pretrained` loads.
+
+One process, no engine: the run's model is built again from its own configuration, takes the
+checkpoint's weights, and is written. It needs room for one copy of the weights. Training does this
+for the last checkpoint, `python -m longctx.train.checkpoint.export_checkpoint CHECKPOINT DIRECTORY`
+for any other.
+"""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from longctx.config import RunConfig, build
+from longctx.errors import UserError
+from longctx.models.export.directory import export
+from longctx.models.load import DTYPES
+from longctx.models.lora import merge_lora
+from longctx.train.checkpoint.reader import load_weights, open_checkpoint
+
+
+def checkpoint_model(
+    path: Path, build_model: Callable[[RunConfig], nn.Module]
+) -> tuple[nn.Module, RunConfig]:
+    """The model of a checkpoint, adapters merged, in evaluation mode; and its run.
+
+    Args:
+        path: a `checkpoints/step_XXXXXXXX` directory.
+        build_model: the recipe's.
+
+    Raises:
+        UserError: if the checkpoint is damaged or of another version.
+    """
+    checkpoint = open_checkpoint(path)
+    run = build(RunConfig, checkpoint.meta["run"], str(path))
+    model = build_model(run)
+    load_weights(model, checkpoint)
+    model = merge_lora(model)
+    model.eval()
+    return model, run
+
+
+def export_checkpoint(
+    path: Path, build_model: Callable[[RunConfig], nn.Module], directory: Path
+) -> Path:
+    """Writes the checkpoint at `path` as a Hugging Face directory; replaces an older export.
+
+    Args:
+        path: a `checkpoints/step_XXXXXXXX` directory.
+        build_model: the recipe's.
+        directory: where to write.
+    """
+    model: Any
+    model, run = checkpoint_model(path, build_model)
+    model.to(DTYPES[run.train.export_dtype])
+    return export(model, run.model.tokenizer or run.model.path, directory)
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m longctx.train.checkpoint.export_checkpoint", description=__doc__
+    )
+    parser.add_argument("checkpoint", type=Path, help="RUN/checkpoints/step_XXXXXXXX")
+    parser.add_argument("directory", type=Path, help="where to write the export")
+    given = parser.parse_args()
+    try:
+        run = open_checkpoint(given.checkpoint).meta["run"]
+        recipe = importlib.import_module(run["builder"]).RECIPE
+        export_checkpoint(given.checkpoint, recipe.build_model, given.directory)
+    except UserError as error:
+        sys.exit(_fail(error))
+
+
+def _fail(error: UserError) -> int:
+    sys.stderr.write(f"error: {error}\n")
+    return 2
+
+
+if __name__ == "__main__":
+    main()
