@@ -1,9 +1,9 @@
 """A small instruction set in one fixed template, for a chat-like lab model, as a JSONL domain.
 
 Instructions of `longctx.data.instructions` (never a held-out one), and with --qa questions of
-SQuAD over the sentence that answers them; half of them behind a few sentences of the lab's prose. Of SQuAD's
-articles every other one stays out and is written beside, in SQuAD's layout, for evaluation. The
-seed fixes every byte; 15,000 documents take seconds.
+SQuAD over the sentence that answers them; half of them behind a few sentences of the lab's prose.
+Every other article of SQuAD stays out and is written beside, in SQuAD's layout, for evaluation.
+The seed fixes every byte; 15,000 documents take seconds.
 """
 
 import argparse

@@ -15,8 +15,9 @@ from longctx.parallel.ulysses import gather_tokens
 
 
 class Spread:
-    """The ranks of a row, for a model that reads contexts; see
-    `longctx.models.cepe.encoded_contexts.Spread`.
+    """The ranks that share a row, for a model that reads contexts.
+
+    The model's side of it is `longctx.models.cepe.encoded_contexts.Spread`.
 
     Args:
         group: rank r holds the r-th part of each row.

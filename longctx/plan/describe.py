@@ -1,4 +1,4 @@
-"""What a run will do and need, in words: batch arithmetic, memory and time by part, whether it fits.
+"""What a run will do and need, in words: batch arithmetic, memory, time, and whether it fits.
 
 Made from the configuration, the model's shapes (no weight is read) and, where the stores are at
 hand, the lengths of their documents.
