@@ -179,9 +179,10 @@ def generate(cfg: GenerateConfig, write: Callable[[str], None]) -> Spent:
     Raises:
         UserError: if the prompt or the model cannot be used as asked.
     """
+    from longctx.models.configure import native_window
     from longctx.models.decode import Stream, continue_tokens
     from longctx.models.device import device_for, dtype_for
-    from longctx.models.load import load_model, load_tokenizer, native_window
+    from longctx.models.load import load_model, load_tokenizer
 
     text, device = read_prompt(cfg), device_for(cfg.device)
     path = cfg.model.path or ""

@@ -16,7 +16,7 @@ from longctx.data.masks import MaskContexts
 from longctx.errors import UserError
 from longctx.models.cepe.chosen_encoder import chosen_encoder, require_window, sketch_encoder
 from longctx.models.cepe.model import CepeForCausalLM
-from longctx.models.load import native_window
+from longctx.models.configure import native_window
 from longctx.models.save_memory import spare
 from longctx.recipe import Data, Recipe
 from longctx.recipes.causal_lm import load_decoder, open_stores, sketch_decoder, trainable

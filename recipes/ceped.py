@@ -15,7 +15,7 @@ from longctx.config import RunConfig
 from longctx.data.loader import RowLoader
 from longctx.data.stored_teacher import StoredTeacher
 from longctx.errors import UserError
-from longctx.models.load import native_window
+from longctx.models.configure import native_window
 from longctx.recipe import Data, Recipe
 from longctx.recipes import cepe
 from longctx.recipes.causal_lm import trainable

@@ -22,7 +22,8 @@ from longctx.eval.config import EvalConfig
 from longctx.eval.figures import Results
 from longctx.eval.subject import Subject
 from longctx.models.device import device_for, dtype_for
-from longctx.models.load import RECORD, describe, local_tokenizer
+from longctx.models.export.restore import RECORD
+from longctx.models.load import describe, local_tokenizer
 
 WEIGHTS = (".safetensors", ".bin", ".gguf", ".json", ".model")
 

@@ -6,7 +6,7 @@ from typing import Any
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from longctx.errors import UserError
-from longctx.models.choose import FAILURES, cannot
+from longctx.models.files import FAILURES, cannot
 
 
 def check_decoder(config: PreTrainedConfig, where: str) -> None:

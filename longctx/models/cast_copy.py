@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from transformers.utils import cached_file
 
 from longctx.errors import UserError
-from longctx.models.choose import FAILURES, cannot, locate
+from longctx.models.files import FAILURES, cannot, locate
 
 HEADER = {"format": "pt"}  # which transformers asks for
 SMALL = 2**20  # bytes below which a tensor stays as it is stored: some are kept in fp32 on purpose

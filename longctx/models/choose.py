@@ -1,4 +1,4 @@
-"""From what a user writes (a name, a mapping, a path) to typed choices, or one clear line.
+"""From what a user writes (a name, a mapping) to an attention method or a rope, or one clear line.
 
 Costs the import of the attention methods, which need torch only.
 """
@@ -9,24 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-import torch
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
-
 from longctx.config.rope import RopeConfig
 from longctx.errors import UserError
-
-# What transformers raises for files or values it cannot use.
-FAILURES = (
-    OSError,
-    ValueError,
-    TypeError,
-    KeyError,
-    RuntimeError,
-    ImportError,
-    SafetensorError,
-    StrictDataclassError,
-)
 
 FLAT = "longctx_attention_"  # of the methods' files in a checkpoint that has its code beside it
 BESIDE = not __name__.startswith("longctx.")  # this file is in such a checkpoint
@@ -43,7 +27,6 @@ KINDS: dict[Any, tuple[str, tuple[type, ...]]] = {
 
 Attention = str | Mapping[str, Any] | None
 Rope = RopeConfig | Mapping[str, Any] | str | None
-Dtype = str | torch.dtype | None
 
 
 def attention_methods() -> list[str]:
@@ -141,23 +124,3 @@ def rope_config(rope: Rope) -> RopeConfig:
         if key not in known:
             raise UserError(f"rope.{key} is not one of {', '.join(known)}")
     return RopeConfig(**given)
-
-
-def locate(path: str) -> tuple[str, dict[str, Any]]:
-    """Where transformers should look, and its arguments for a `.gguf` file."""
-    local = Path(path).expanduser()
-    if local.is_dir():
-        return str(local), {}
-    if local.is_file() and local.suffix == ".gguf":
-        return str(local.parent), {"gguf_file": local.name}
-    if local.is_file():
-        raise UserError(f"{path} is neither a model directory nor a .gguf file")
-    if path.endswith(".gguf") or path.startswith((".", "/", "~")) or path.count("/") > 1:
-        raise UserError(f"{path} does not exist")
-    return path, {}
-
-
-def cannot(action: str, path: str, error: BaseException) -> UserError:
-    """One line of an error that transformers spreads over many."""
-    words = " ".join(str(error).split())
-    return UserError(f"cannot {action} {path}: {words[:300]}")

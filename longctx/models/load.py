@@ -5,14 +5,12 @@ built, because transformers 5 ignores it afterwards, and the frequencies of the 
 asserted against `longctx.rope`. Costs one reading of the weights.
 """
 
-import copy
-import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -23,26 +21,16 @@ from transformers import (
 )
 from transformers.utils import cached_file
 
-from longctx import rope as scaling
 from longctx.errors import UserError
 from longctx.models import attach
-from longctx.models.architecture import check_decoder, config_of
-from longctx.models.choose import (
-    FAILURES,
-    Attention,
-    Dtype,
-    Rope,
-    attention_method,
-    cannot,
-    in_words,
-    locate,
-    rope_config,
-)
+from longctx.models.architecture import config_of
+from longctx.models.choose import Attention, Rope, in_words
+from longctx.models.configure import configure, native_window
 from longctx.models.export.classes import fit_class, make_stock
-from longctx.models.export.restore import RECORD as RECORD  # noqa: PLC0414 - part of what is loaded
+from longctx.models.export.model_types import loader
+from longctx.models.export.restore import RECORD
+from longctx.models.files import FAILURES, Dtype, as_dtype, cannot, locate, require_all
 from longctx.models.switch import switch
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def load_model(
@@ -67,19 +55,23 @@ def load_model(
         UserError: if the path cannot be read, is not a rotary decoder, or a choice does not fit it.
     """
     if isinstance(path_or_model, PreTrainedModel):
-        return _built(path_or_model, attention, rope, dtype, device)
+        if rope is not None:
+            raise UserError("rope= cannot change a model that is built: give it where you load it")
+        change: Callable[..., PreTrainedModel] | None = loader(path_or_model.config.model_type)
+        if change is not None:
+            return change(path_or_model, attention, None, dtype, device)
+        return switch(path_or_model, attention, dtype, device)
     path = str(path_or_model)
     where, extra = locate(path)
     try:
         config = AutoConfig.from_pretrained(where, **extra)
     except FAILURES as error:
         raise cannot("read the configuration of", path, error) from error
-    if config.model_type == "longctx_cepe":
-        from longctx.models.cepe.files import load_cepe  # it needs this module
-
-        return load_cepe(path, attention, rope, dtype, device)
-    config, expected, method, name = _prepare(config, attention, rope, path)
-    options: dict[str, Any] = {**extra, "dtype": "auto" if dtype is None else _dtype(dtype)}
+    read: Callable[..., PreTrainedModel] | None = loader(config.model_type)
+    if read is not None:
+        return read(path, attention, rope, dtype, device)
+    config, expected, method, name = configure(config, attention, rope, path)
+    options: dict[str, Any] = {**extra, "dtype": "auto" if dtype is None else as_dtype(dtype)}
     if not extra:
         options["use_safetensors"] = True  # never unpickle
     try:
@@ -90,10 +82,7 @@ def load_model(
         raise cannot("load the weights of", path, error) from error
     model, info = loaded
     assert isinstance(model, PreTrainedModel)
-    unknown = [k for k in info["unexpected_keys"] if not k.endswith("rotary_emb.inv_freq")]
-    for keys, fault in ((info["missing_keys"], "lacks"), (unknown, "has the unknown")):
-        if keys:
-            raise UserError(f"{path} {fault} weights {sorted(keys)[:3]} ({len(keys)} in all)")
+    require_all(info, path)
     if extra:
         _forget_quantisation(model)
     attach.guard_rotary(model, expected, method)
@@ -125,7 +114,7 @@ def build_model(
         UserError: if a field is unknown or a value does not fit the architecture.
     """
     config = config_of(architecture)
-    config, expected, method, name = _prepare(config, attention, rope, "architecture")
+    config, expected, method, name = configure(config, attention, rope, "architecture")
     with torch.random.fork_rng(devices=[]), torch.device("meta" if meta else "cpu"):
         torch.manual_seed(seed)
         model: PreTrainedModel = AutoModelForCausalLM.from_config(
@@ -133,8 +122,8 @@ def build_model(
         )
     attach.guard_rotary(model, expected, method)
     fit_class(model)
-    model.config.dtype = _dtype(dtype)
-    nn.Module.to(model, _dtype(dtype))
+    model.config.dtype = as_dtype(dtype)
+    nn.Module.to(model, as_dtype(dtype))
     return model
 
 
@@ -168,11 +157,6 @@ def local_tokenizer(path: str) -> str:
     except FAILURES as error:
         raise cannot("read the tokenizer of", path, error) from error
     raise UserError(f"{path}: no tokenizer.model and no tokenizer.json there")
-
-
-def native_window(config: PreTrainedConfig) -> int:
-    """The window that a configuration claims, tokens."""
-    return int(config.max_position_embeddings)
 
 
 def describe(model: PreTrainedModel) -> dict[str, Any]:
@@ -211,65 +195,6 @@ def architecture_of(path: str) -> dict[str, Any]:
     return {k: v for k, v in fields.items() if k == "model_type" or hasattr(known, k)}
 
 
-def _built(
-    model: PreTrainedModel,
-    attention: Attention,
-    rope: Rope,
-    dtype: Dtype,
-    device: str | torch.device | None,
-) -> PreTrainedModel:
-    """`load_model` of what is loaded already."""
-    if rope is not None:
-        raise UserError("rope= cannot change a model that is built: give it where you load it")
-    if hasattr(model, "encode"):  # the decoder's attention changes, the encoder's stays
-        _built(model.get_decoder(), attention, None, None, None)
-        model.config.dtype = model.dtype if dtype is None else _dtype(dtype)
-        return nn.Module.to(model, device=device, dtype=model.config.dtype)
-    config = copy.deepcopy(model.config)
-    prepared = _prepare(config, attention, None, type(model).__name__)
-    return switch(model, prepared, None if dtype is None else _dtype(dtype), device)
-
-
-def _prepare(
-    config: PreTrainedConfig, attention: Attention, rope: Rope, where: str
-) -> tuple[PreTrainedConfig, tuple[Tensor, float] | None, Any, str]:
-    """Puts rope and attention into a configuration, before anything is built.
-
-    Returns:
-        (the configuration, the expected frequencies or None if not known here, the attention
-        method, transformers' name of it).
-    """
-    make_stock(config)
-    check_decoder(config, where)
-    window, native = native_window(config), dict(config.rope_parameters)
-    dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    chosen = rope_config(rope)
-    if chosen.name == "none":
-        described = scaling.from_native(native)
-        origin = int(native.get("original_max_position_embeddings") or window)
-    else:
-        described, origin = chosen, window
-        config.rope_parameters = scaling.rope_parameters(chosen, native, window, dim)
-        config.max_position_embeddings = scaling.extended_window(chosen, window)
-    expected = None
-    if described is not None:
-        expected = scaling.inv_freq(described, float(native["rope_theta"]), origin, dim)
-    if attention is None:
-        attention = getattr(config, RECORD, None) or "full"
-    method = attention_method(attention)
-    if hasattr(method, "for_window"):
-        method = method.for_window(native_window(config))
-    if hasattr(method, "for_layers"):
-        heads = config.num_attention_heads
-        key_heads = getattr(config, "num_key_value_heads", None) or heads
-        method = method.for_layers(config.num_hidden_layers, heads, key_heads)
-    if hasattr(config, RECORD):
-        delattr(config, RECORD)
-    if dataclasses.fields(method):
-        setattr(config, RECORD, {"name": attach.method_name(method), **dataclasses.asdict(method)})
-    return config, expected, method, attach.register_attention(method, config)
-
-
 def _forget_quantisation(model: PreTrainedModel) -> None:
     """The weights of a `.gguf` are de-quantised: lets the model be saved like any other."""
     model.hf_quantizer = None  # type: ignore[assignment]
@@ -280,12 +205,3 @@ def _forget_quantisation(model: PreTrainedModel) -> None:
     ):
         if hasattr(owner, name):
             delattr(owner, name)
-
-
-def _dtype(dtype: str | torch.dtype) -> torch.dtype:
-    """A dtype by its short name, `fp32 | bf16`, or as it is."""
-    if isinstance(dtype, torch.dtype):
-        return dtype
-    if dtype not in DTYPES:
-        raise UserError(f"dtype={dtype!r} is not one of {', '.join(DTYPES)}")
-    return DTYPES[dtype]

@@ -4,37 +4,41 @@ Nothing is copied: the configuration gets the method's name, the rotary module i
 nothing beside a move to another type or device.
 """
 
-from typing import Any
+import copy
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from longctx.errors import UserError
 from longctx.models import attach
+from longctx.models.choose import Attention
+from longctx.models.configure import configure
 from longctx.models.export.classes import fit_class
 from longctx.models.export.restore import RECORD
+from longctx.models.files import Dtype, as_dtype
 
 
 def switch(
     model: PreTrainedModel,
-    prepared: tuple[PreTrainedConfig, tuple[Tensor, float] | None, Any, str],
-    dtype: torch.dtype | None,
-    device: str | torch.device | None,
+    attention: Attention = None,
+    dtype: Dtype = None,
+    device: str | torch.device | None = None,
 ) -> PreTrainedModel:
-    """Gives a model the attention that was prepared for it, and moves it.
+    """Gives a model another attention, and moves it.
 
     Args:
         model: any transformers decoder, from longctx or not; changed in place.
-        prepared: a copy of its configuration with the method's numbers, the expected frequencies
-            or None, the method, and transformers' name of it.
-        dtype: None: as it is.
+        attention: None: what its configuration records, else full attention.
+        dtype: `fp32 | bf16` or a torch dtype. None: as it is.
         device: None: where it is.
 
     Raises:
         UserError: if the method does not fit the model, which is then as it was.
     """
-    config, expected, method, name = prepared
+    wanted = None if dtype is None else as_dtype(dtype)
+    copied = copy.deepcopy(model.config)
+    config, expected, method, name = configure(copied, attention, None, type(model).__name__)
     before = model.config._attn_implementation
     _restore_frequencies(model, expected)
     try:
@@ -51,9 +55,9 @@ def switch(
     if hasattr(config, RECORD):
         setattr(model.config, RECORD, getattr(config, RECORD))
     fit_class(model)
-    if dtype is not None:
-        model.config.dtype = dtype
-        nn.Module.to(model, dtype)
+    if wanted is not None:
+        model.config.dtype = wanted
+        nn.Module.to(model, wanted)
     if device is not None:
         nn.Module.to(model, device)
     return model

@@ -15,7 +15,8 @@ from longctx.attention.ops.evicted import cache_bytes
 from longctx.config import RunConfig
 from longctx.errors import UserError
 from longctx.models.choose import attention_method
-from longctx.models.load import RECORD, describe
+from longctx.models.export.restore import RECORD
+from longctx.models.load import describe
 from longctx.parallel.mesh import rows_at_once
 from longctx.plan.budget import Planner
 from longctx.plan.check import here

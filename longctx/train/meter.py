@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from longctx.batch import Batch
 from longctx.models.choose import attention_method
-from longctx.models.load import RECORD
+from longctx.models.export.restore import RECORD
 
 # Dense bf16 tensor-core peaks, FLOP/s, from the vendors' data sheets; the key is part of the name.
 PEAKS = {"H100 PCIe": 756e12, "H100": 989e12, "H200": 989e12, "A100": 312e12, "B200": 2250e12}

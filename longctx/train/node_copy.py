@@ -21,7 +21,7 @@ import torch.distributed as dist
 from longctx.config import RunConfig
 from longctx.errors import UserError
 from longctx.models.cast_copy import cast_copy, needs_cast, stored_in
-from longctx.models.load import DTYPES
+from longctx.models.files import DTYPES
 from longctx.parallel.mesh import Mesh
 from longctx.train.log import say
 

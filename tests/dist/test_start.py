@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from longctx.errors import UserError
-from longctx.models import load
+from longctx.models import files, load
 from longctx.parallel import mesh
 from longctx.parallel.zero import MOMENTS
 from longctx.train.checkpoint import writer, reader
@@ -63,7 +63,7 @@ def ranks_load(folder: Path) -> None:
         size = sum(p.numel() * p.element_size() for p in model.parameters()) / MIB
         assert (place == str(folder / "model")) == (dtype == "fp32"), place
         assert grown < 0.25 * size, (dtype, grown, size)
-        kind = load.DTYPES[dtype]
+        kind = files.DTYPES[dtype]
         for name, value in model.state_dict().items():
             assert value.dtype == kind and torch.equal(value, expected[name].to(kind)), name
         with at.node_copy(tiny_run(folder / "store", folder / "run"), mesh.start(), False) as own:

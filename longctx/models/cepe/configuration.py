@@ -5,9 +5,10 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from longctx.models import attach, load
+from longctx.models import attach
 from longctx.models.cepe.encoder import EncoderConfig, encoder_config, frequencies
 from longctx.models.choose import attention_method
+from longctx.models.configure import configure
 from longctx.models.export.restore import RECORD
 
 
@@ -69,7 +70,7 @@ def new_decoder(config: PreTrainedConfig) -> PreTrainedModel:
     Raises:
         UserError: if it is not a decoder that can be extended.
     """
-    config, _, _, name = load._prepare(config, None, None, config.model_type)
+    config, _, _, name = configure(config, None, None, config.model_type)
     decoder: PreTrainedModel = AutoModelForCausalLM.from_config(
         config, attn_implementation=name, dtype=torch.get_default_dtype()
     )

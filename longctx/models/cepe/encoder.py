@@ -27,9 +27,7 @@ from longctx import rope as scaling
 from longctx.batch import IGNORE
 from longctx.errors import UserError
 from longctx.models import attach
-from longctx.models.checked import load_checked
-from longctx.models.choose import FAILURES, cannot, locate
-from longctx.models.load import _dtype
+from longctx.models.files import FAILURES, as_dtype, cannot, load_checked, locate
 
 NAME = "bidirectional"
 
@@ -252,8 +250,8 @@ def build_encoder(
             model = EncoderForMaskedLM(config)
         except FAILURES as error:
             raise cannot("build", "the encoder", error) from error
-    model.config.dtype = _dtype(dtype)
-    nn.Module.to(model, _dtype(dtype))
+    model.config.dtype = as_dtype(dtype)
+    nn.Module.to(model, as_dtype(dtype))
     return model
 
 

@@ -7,7 +7,6 @@ A context token costs one state `[e]`, kept once for all layers; see `cross_atte
 a call adds to it. Source: CEPE (2402.16617) section 3.
 """
 
-from pathlib import Path
 from typing import Any, Self, cast
 
 import torch
@@ -290,10 +289,3 @@ class CepeForCausalLM(PreTrainedModel, ContextGeneration, GenerationMixin):
         """Changes the decoder's attention; the encoder's has two directions and stays."""
         self.model.set_attn_implementation(attn_implementation, *args, **named)
         self.config._attn_implementation_internal = self.model.config._attn_implementation
-
-
-def from_reference_checkpoint(path: str | Path, **options: Any) -> CepeForCausalLM:
-    """A released checkpoint; see `longctx.models.cepe.released.load`."""
-    from longctx.models.cepe import released  # it needs this module
-
-    return released.load(path, **options)

@@ -11,17 +11,18 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import transformers
 from transformers import (
     CONFIG_MAPPING,
     AutoModelForCausalLM,
-    AutoModelForMaskedLM,
     PreTrainedConfig,
     PreTrainedModel,
 )
 
 from longctx.errors import UserError
 from longctx.models.export import remote
-from longctx.models.export.restore import BASE, MODEL_TYPE, RECORD, Restored
+from longctx.models.export.model_types import MODEL_TYPE, OWN
+from longctx.models.export.restore import BASE, RECORD, Restored
 
 MAIN = "modeling_longctx"  # file of the classes in a checkpoint
 SOURCE = '''"""{stock} with the attention {method!r}."""
@@ -39,21 +40,6 @@ class {model}({bases}):
 
 assert NAME == "{method}"  # a file that is imported is copied with this one
 '''
-# model_type: module of the configuration and the model, and what transformers reads them with.
-OWN: dict[str, tuple[str, str, str, Any]] = {
-    "longctx_cepe": (
-        "longctx.models.cepe.model",
-        "CepeConfig",
-        "CepeForCausalLM",
-        AutoModelForCausalLM,
-    ),
-    "longctx_encoder": (
-        "longctx.models.cepe.encoder",
-        "EncoderConfig",
-        "EncoderForMaskedLM",
-        AutoModelForMaskedLM,
-    ),
-}
 
 
 class _Saving:
@@ -68,7 +54,7 @@ class _Saving:
         both = f"{names['stock_config']}, {names['stock']}"
         names["imports"] = f"from transformers import {both}\n\n{_import(home, 'Restored')}"
         setattr(self, BASE, self.stock.model_type)
-        _write(self, self, Path(save_directory), names, home, AutoModelForCausalLM)
+        _write(self, self, Path(save_directory), names, home, "AutoModelForCausalLM")
         super().save_pretrained(save_directory, *args, **named)  # type: ignore[misc]
 
 
@@ -82,20 +68,20 @@ def save_own_code(model: PreTrainedModel, directory: Path) -> None:
     config: Any = model.config
     if (own := OWN.get(config.model_type)) is None:
         return
-    home, stock_config, stock, auto = own
+    home, stock_config, stock = own.module, own.config, own.model
     names = {"stock_config": stock_config, "stock": stock, "bases": stock}
     names |= {"config": f"Longctx{stock_config}", "model": f"Longctx{stock}"}
     names["imports"] = _import(home, f"{stock_config}, {stock}")
-    _write(config, getattr(config, "decoder_config", None), directory, names, home, auto)
+    _write(config, getattr(config, "decoder_config", None), directory, names, home, own.auto)
 
 
 def _write(
-    config: Any, decoder: Any, directory: Path, names: dict[str, str], home: str, auto: Any
+    config: Any, decoder: Any, directory: Path, names: dict[str, str], home: str, auto: str
 ) -> None:
     """Writes a module with the classes in `names`, and what it needs; notes it in `config`."""
     config.auto_map = {
         "AutoConfig": f"{MAIN}.{names['config']}",
-        auto.__name__: f"{MAIN}.{names['model']}",
+        auto: f"{MAIN}.{names['model']}",
     }
     method = (getattr(decoder, RECORD, None) or {"name": "full"})["name"]
     directory.mkdir(parents=True, exist_ok=True)
@@ -152,10 +138,11 @@ def config_class(values: dict[str, Any]) -> Any:
         UserError: if transformers does not know the decoder.
     """
     if (own := OWN.get(values["model_type"])) is not None:
-        home, config, model, auto = own
-        module = import_module(home)
-        auto.register(getattr(module, config), getattr(module, model), exist_ok=True)
-        return getattr(module, config)
+        module = import_module(own.module)
+        config = getattr(module, own.config)
+        auto: Any = getattr(transformers, own.auto)
+        auto.register(config, getattr(module, own.model), exist_ok=True)
+        return config
     base = str(values.get(BASE))
     # Its `get` finds nothing.
     stock: Any = CONFIG_MAPPING[base] if base in CONFIG_MAPPING else None  # noqa: SIM401

@@ -12,8 +12,9 @@ from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 from typing import Any
 
+from longctx.models.export.model_types import MODEL_TYPE, OWN
+
 AUTO = "transformers.models.auto.configuration_auto"
-TYPES = ("longctx", "longctx_cepe", "longctx_encoder")  # `model_type` of our checkpoints
 
 
 class _Finder(MetaPathFinder):
@@ -55,7 +56,7 @@ def _register() -> None:
     """Gives AutoConfig a stand-in for each type."""
     from transformers import AutoConfig
 
-    for model_type in TYPES:
+    for model_type in (MODEL_TYPE, *OWN):
         AutoConfig.register(model_type, _stand_in(model_type), exist_ok=True)
 
 

@@ -17,7 +17,6 @@ from longctx.errors import UserError
 from longctx.models.attach import guard_rotary, register_attention
 from longctx.models.choose import attention_method
 
-MODEL_TYPE = "longctx"  # of a checkpoint whose attention is not transformers' own
 RECORD = "longctx_attention"  # its config key for the method's name and numbers
 BASE = "longctx_base"  # its config key for the model_type of the stock decoder
 

@@ -18,7 +18,7 @@ from torch import nn
 from longctx.config import RunConfig, build
 from longctx.errors import UserError
 from longctx.models.export.directory import export
-from longctx.models.load import DTYPES
+from longctx.models.files import DTYPES
 from longctx.models.lora import merge_lora
 from longctx.train.checkpoint.reader import load_weights, open_checkpoint
 

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from longctx.config import RopeConfig
+from longctx.models.configure import native_window
 from longctx.models.export.directory import export
-from longctx.models.load import build_model, load_model, load_tokenizer, native_window
+from longctx.models.load import build_model, load_model, load_tokenizer
 
 HEADS, KV_HEADS, SIZE = 4, 2, 32
 LLAMA = {

@@ -15,7 +15,8 @@ from longctx.attention import full
 from longctx.config import RopeConfig
 from longctx.errors import UserError
 from longctx.models import attach
-from longctx.models.load import build_model, describe, load_model, load_tokenizer, native_window
+from longctx.models.configure import native_window
+from longctx.models.load import build_model, describe, load_model, load_tokenizer
 
 WINDOW = 32
 SIZES = {

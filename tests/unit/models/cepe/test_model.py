@@ -6,7 +6,7 @@ import torch
 from longctx.batch import IGNORE
 from longctx.errors import UserError
 from longctx.models.cepe import encoded_contexts as encoded
-from longctx.models.cepe.files import load_cepe
+from longctx.models.cepe.checkpoints import load_cepe
 from longctx.models.cepe.model import CepeConfig, CepeForCausalLM, Contexts
 from longctx.models.load import build_model, load_model
 from longctx.train.loss import chunked_cross_entropy

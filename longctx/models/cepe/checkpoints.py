@@ -1,25 +1,84 @@
-"""Checkpoints of the public CEPE code: read, and written back.
+"""CEPE models on disk: this project's own, and those of the public CEPE code, read and written.
 
-Their names are this project's own; what differs is the configuration: one Llama's, with the
-encoder's inside. Source: the layout of princeton-nlp/CEPE (2402.16617) and of its released models.
+The public code's parameter names are this project's own; what differs is the configuration: one
+Llama's, with the encoder's inside. Costs one reading of the weights.
+Source: the layout of princeton-nlp/CEPE (2402.16617) and of its released models.
 """
 
 import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub import save_torch_state_dict
-from transformers import LlamaConfig, PreTrainedConfig
+from torch import nn
+from transformers import LlamaConfig, PreTrainedConfig, PreTrainedModel
 
 from longctx.errors import UserError
-from longctx.models.cepe.files import load_cepe
-from longctx.models.cepe.model import CepeConfig, CepeForCausalLM
-from longctx.models.choose import FAILURES, Attention, Dtype, cannot, locate
+from longctx.models.cepe.configuration import CepeConfig, guard_decoder
+from longctx.models.cepe.encoder import guard
+from longctx.models.cepe.model import CepeForCausalLM
+from longctx.models.choose import Attention, Rope
+from longctx.models.configure import configure
+from longctx.models.files import FAILURES, Dtype, as_dtype, cannot, load_checked, locate
+from longctx.models.switch import switch
 
 KEYS = ("encoder_config", "encoder_hidden_size", "num_cross_attn_layers", "do_cross_attention")
 
 
-def load(path: str | Path, attention: Attention = None, dtype: Dtype = None) -> CepeForCausalLM:
+def load_cepe(
+    path_or_model: str | Path | PreTrainedModel,
+    attention: Attention = None,
+    rope: Rope = None,
+    dtype: Dtype = None,
+    device: str | torch.device | None = None,
+    config: CepeConfig | None = None,
+) -> PreTrainedModel:
+    """A whole CEPE model, as `save_pretrained` writes it; what `load_model` calls for this type.
+
+    Args:
+        path_or_model: a directory, or a hub name; or a built model, whose decoder gets another
+            attention in place.
+        attention: of the decoder: a method's name, or a mapping of `name` and its numbers. None: as
+            recorded, else full attention.
+        rope: scaling of the decoder. None: the checkpoint's own.
+        dtype: `fp32 | bf16` or a torch dtype. None: the checkpoint's own.
+        device: where to put it. None: CPU, or where it is.
+        config: in place of the one in the directory; then weights may also be a `.bin` of tensors.
+
+    Raises:
+        UserError: if it cannot be read, or lacks weights.
+    """
+    if isinstance(path_or_model, PreTrainedModel):
+        return _switch_decoder(path_or_model, attention, dtype, device)
+    path, safe = path_or_model, config is None
+    if config is None:
+        try:
+            config = CepeConfig.from_pretrained(locate(str(path))[0])
+        except FAILURES as error:
+            raise cannot("read the CEPE configuration of", str(path), error) from error
+    config.decoder_config, *_ = configure(config.decoder_config, attention, rope, str(path))
+    model: CepeForCausalLM = load_checked(CepeForCausalLM, path, config, dtype, safe)
+    guard_decoder(model.model)
+    guard(model.encoder)
+    if device is not None:
+        nn.Module.to(model, device)
+    return model
+
+
+def _switch_decoder(
+    model: PreTrainedModel, attention: Attention, dtype: Dtype, device: str | torch.device | None
+) -> PreTrainedModel:
+    """Another attention for the decoder; the encoder keeps its own, which has two directions."""
+    kept = model.dtype if dtype is None else as_dtype(dtype)
+    switch(model.get_decoder(), attention)
+    model.config.dtype = kept
+    return nn.Module.to(model, device=device, dtype=kept)
+
+
+def from_reference_checkpoint(
+    path: str | Path, attention: Attention = None, dtype: Dtype = None
+) -> CepeForCausalLM:
     """A checkpoint of the public code, such as the released CEPE-LLaMA-2-7B.
 
     Args:
@@ -35,7 +94,9 @@ def load(path: str | Path, attention: Attention = None, dtype: Dtype = None) -> 
         fields, _ = PreTrainedConfig.get_config_dict(where)
     except FAILURES as error:
         raise cannot("read the configuration of", str(path), error) from error
-    return load_cepe(path, attention, dtype=dtype, config=_translated(fields, str(path)))
+    model = load_cepe(path, attention, dtype=dtype, config=_translated(fields, str(path)))
+    assert isinstance(model, CepeForCausalLM)
+    return model
 
 
 def to_reference_checkpoint(model: CepeForCausalLM, directory: str | Path) -> None:

@@ -8,8 +8,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
 from longctx.errors import UserError
-from longctx.models.cepe.model import from_reference_checkpoint
-from longctx.models.cepe.released import to_reference_checkpoint
+from longctx.models.cepe.checkpoints import from_reference_checkpoint, to_reference_checkpoint
 from tests.helpers.tiny_cepe import cepe
 
 DECODER = {
