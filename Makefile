@@ -16,7 +16,7 @@ setup: .venv/.stamp  ## make .venv with the versions of requirements.lock
 	touch $@
 
 demo: setup  ## see a longer window on the lab model (RECIPE=cepe: contexts in an encoder)
-	bash $(if $(filter cepe,$(RECIPE)),launch/cepe.sh demo,launch/demo.sh)
+	bash $(if $(filter cepe,$(RECIPE)),lab/studies/cepe.sh demo,launch/demo.sh)
 
 test: setup  ## run every test that needs no GPU
 	OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses 2 --dist loadfile

@@ -8,16 +8,14 @@
     python benchmarks/data.py packing [--write] padding of best fit on the lab corpus
 
 Ratios are of neighbours in time: the two sides take turns, `--rounds` times. --write keeps the
-JSON under benchmarks/results; `python benchmarks/results_page.py data` then writes the page.
+JSON under benchmarks/results; `python lab/pages/results.py data` then writes the page.
 """
 
 import argparse
 import json
 import os
-import platform
 import resource
 import shutil
-import statistics
 import subprocess
 import sys
 import time
@@ -27,6 +25,9 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+
+from benchmarks.data_claims import keep, ratio  # noqa: E402
+
 OUT = ROOT / "outputs" / "benchmark_data"
 RAW = OUT / "raw"
 LAB = ROOT / "assets" / "lab-llama"
@@ -252,32 +253,6 @@ def measure_loader(rounds: int) -> list[dict[str, Any]]:
                 shares.append(loader_speed / trainer_speed)
     facts = {"loader_tokens_per_second": loader_speed, "trainer_tokens_per_second": trainer_speed}
     return [ratio("loader over what the lab trainer takes in, one core", shares, ">=", 20, facts)]
-
-
-def ratio(
-    claim: str, values: list[float], sign: str, target: float, facts: dict[str, Any]
-) -> dict[str, Any]:
-    """One claim with what was measured."""
-    median = statistics.median(values)
-    print(f"{claim}: {median:.3g} (target {sign} {target:g})")
-    return {
-        "claim": claim, "target": target, "sign": sign, "median": median,
-        "values": sorted(values), "facts": facts,
-    }  # fmt: skip
-
-
-def keep(part: str, claims: list[dict[str, Any]]) -> None:
-    """Writes benchmarks/results/data_PART_cpu.json."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
-    ).stdout.strip()
-    facts = {
-        "claims": claims, "command": f"python benchmarks/data.py {part} --write",
-        "commit": commit, "device": platform.processor() or platform.machine(),
-        "python": platform.python_version(),
-    }  # fmt: skip
-    target = ROOT / "benchmarks" / "results" / f"data_{part}_cpu.json"
-    target.write_text(json.dumps(facts, indent=1) + "\n")
 
 
 def main() -> None:

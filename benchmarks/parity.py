@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.measuring import commit  # noqa: E402
-from benchmarks.results_page import replace, table  # noqa: E402
+from lab.pages.results import replace, table  # noqa: E402
 from longctx import cli  # noqa: E402
 from longctx.config import RunConfig  # noqa: E402
 from longctx.parity.certificate import LIMIT, certify, failures, title  # noqa: E402

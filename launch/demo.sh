@@ -10,7 +10,7 @@ gpus=$(python -c 'import torch; print(torch.cuda.device_count())')
 measure=(held_out=data/lab/held_out "lengths=[256,512,1024,2048]" "tasks=[perplexity,passkey]"
   "perplexity.protocols=[sliding_new_tokens,single_pass_buckets]" perplexity.stride=128 samples=4)
 
-bash launch/corpus.sh
+bash lab/corpus.sh
 mkdir -p outputs
 python evaluate.py "${measure[@]}" label="base" out="$out/base" > "$out.base.log" 2>&1 &
 first=$!

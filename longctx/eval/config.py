@@ -194,7 +194,9 @@ class EvalConfig:
             if task in self.tasks and self.held_out is None:
                 raise UserError(f"tasks=[{task}] needs held_out=DIR, a token store")
         if "qa" in self.tasks and self.qa.data is None:
-            raise UserError("tasks=[qa] needs qa.data=FILE, JSON (bash launch/qa_data.sh has some)")
+            raise UserError(
+                "tasks=[qa] needs qa.data=FILE, JSON (bash data_prep/qa_data.sh has some)"
+            )
         if "perplexity" in self.tasks:
             self._check_perplexity()
 

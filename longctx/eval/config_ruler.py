@@ -25,7 +25,7 @@ class RulerConfig:
     Args:
         tasks: `niah_single_1 .. 3 | niah_multikey_1 .. 3 | niah_multivalue | niah_multiquery |
             vt | cwe | fwe | qa_1 | qa_2`, one or more.
-        data: directory with the essays, questions and words (`launch/ruler_data.sh`).
+        data: directory with the essays, questions and words (`data_prep/ruler_data.sh`).
         samples: prompts of each task at each length; NVIDIA takes 500.
         threshold: average, per cent, that an effective length reaches; NVIDIA's is 85.6, that of
             Llama-2-7B-chat at 4,096 tokens.

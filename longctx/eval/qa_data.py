@@ -118,7 +118,7 @@ def _bytes(path: str) -> bytes:
         return Path(path).read_bytes()
     except OSError as error:
         raise UserError(
-            f"qa.data={path}: no such file (bash launch/qa_data.sh has some)"
+            f"qa.data={path}: no such file (bash data_prep/qa_data.sh has some)"
         ) from error
 
 

@@ -1,6 +1,6 @@
 """What RULER's prompts are made of: essays, words, and two sets of questions with their documents.
 
-Files of one directory, as `launch/ruler_data.sh` puts them there; each is read when a task needs
+Files of one directory, as `data_prep/ruler_data.sh` puts them there; each is read when a task needs
 it. HotpotQA costs two seconds and 300 MB, the others nothing to speak of.
 """
 
@@ -63,7 +63,8 @@ class Material:
             return (self.folder / name).read_bytes()
         except OSError as error:
             raise UserError(
-                f"{self.key}={self.folder} has no {name} (bash launch/ruler_data.sh puts it there)"
+                f"{self.key}={self.folder} has no {name} "
+                "(bash data_prep/ruler_data.sh puts it there)"
             ) from error
 
     def _json(self, name: str) -> Any:

@@ -133,5 +133,5 @@ def test_other_files_are_refused(load, content, message):
 
 
 def test_a_missing_file(tmp_path):
-    with pytest.raises(UserError, match=r"none.json: no such file \(bash launch/qa_data.sh"):
+    with pytest.raises(UserError, match=r"none.json: no such file \(bash data_prep/qa_data.sh"):
         digest(str(tmp_path / "none.json"))

@@ -210,7 +210,7 @@ def test_hotpotqa_keeps_what_answers_when_there_is_room_for_little(material):
 
 def test_missing_files_are_named(tmp_path):
     for name in (ESSAYS, SQUAD, HOTPOT):
-        with pytest.raises(UserError, match=rf"has no {name} \(bash launch/ruler_data.sh"):
+        with pytest.raises(UserError, match=rf"has no {name} \(bash data_prep/ruler_data.sh"):
             Material(tmp_path).digest([name])
     (tmp_path / ESSAYS).write_text("{")
     with pytest.raises(UserError, match=r"essays.json: not readable JSON"):

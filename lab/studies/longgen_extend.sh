@@ -3,7 +3,7 @@
 # 4,096 in the same steps that make two thirds of the layers sparse, beside full attention trained
 # alike. About 20 minutes on two CPU cores; a second call goes on where the first one stopped.
 set -euo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/../.."
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 out=outputs/longgen_extend
 mkdir -p "$out"
@@ -21,4 +21,4 @@ extended window_2048 2048 16 &
 extended full_2048 2048 16 "attention.full_layers=[0,1,2,3]" &
 wait
 extended window_4096 4096 8 rope.base=1.9e5 # factor 16
-python benchmarks/longgen_page.py extend "$out"
+python lab/pages/longgen.py extend "$out"

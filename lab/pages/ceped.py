@@ -1,17 +1,17 @@
 """The CEPED section of docs/results.md.
 
-python benchmarks/ceped_page.py outputs/ceped       after launch/ceped.sh
+python lab/pages/ceped.py outputs/ceped       after lab/studies/ceped.sh
 """
 
 import sys
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.cepe_page import curve  # noqa: E402
-from benchmarks.results_page import replace, table  # noqa: E402
+from lab.pages.cepe import curve  # noqa: E402
+from lab.pages.results import replace, table  # noqa: E402
 from longctx.eval.report import read_results  # noqa: E402
 
 MODELS = {
@@ -72,7 +72,7 @@ def lab(out: Path) -> str:
             f"decoder tokens behind n contexts of {protocol['size']} tokens:",
             "",
             *table(["model", *heads], read),
-            f"Made by `bash launch/ceped.sh`, commit {found['full']['commit']}.",
+            f"Made by `bash lab/studies/ceped.sh`, commit {found['full']['commit']}.",
             "",
         ]
     )

@@ -33,7 +33,7 @@ def sample_lines(folder: Path, characters: int) -> Iterator[str]:
     """
     files = sorted(folder.rglob("*.jsonl"))
     if not files:
-        raise UserError(f"{folder} holds no .jsonl file (data_prep/fetch_lab_corpus.py makes them)")
+        raise UserError(f"{folder} holds no .jsonl file (lab/corpus/fetch.py makes them)")
     total = sum(file.stat().st_size for file in files)
     every = max(1, total // characters)
     number = 0

@@ -4,11 +4,11 @@
 # same start over the same rows. About an hour on two CPU cores; a second call goes on where the
 # first one stopped.
 set -euo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/../.."
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 out=outputs/ceped
 encoder=outputs/cepe/cepe_mlm/hf
-bash launch/chat_data.sh
+bash lab/chat_data.sh
 mkdir -p "$out"
 stage() { # run directory, recipe, then what differs
   [ -f "$out/$1/hf/config.json" ] ||
@@ -42,4 +42,4 @@ topk_rest kl.mode=topk_rest
 topk_drop kl.mode=topk_drop
 MODES
 wait
-python benchmarks/ceped_page.py "$out"
+python lab/pages/ceped.py "$out"

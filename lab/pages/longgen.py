@@ -1,8 +1,8 @@
 """The LongGen sections of docs/results.md: the lab's table, the placement study, the speed table.
 
-python benchmarks/longgen_page.py lab outputs/longgen        after launch/longgen.sh
-python benchmarks/longgen_page.py extend outputs/longgen_extend   after launch/longgen_extend.sh
-python benchmarks/longgen_page.py speed benchmarks/results   after benchmarks/longgen.py
+python lab/pages/longgen.py lab outputs/longgen        after lab/studies/longgen.sh
+python lab/pages/longgen.py extend outputs/longgen_extend   after lab/studies/longgen_extend.sh
+python lab/pages/longgen.py speed benchmarks/results   after benchmarks/longgen.py
 """
 
 import json
@@ -10,11 +10,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.results_page import PROTOCOL, perplexities, replace, table  # noqa: E402
-from benchmarks.training_free_page import depths, retrieval  # noqa: E402
+from lab.pages.results import PROTOCOL, perplexities, replace, table  # noqa: E402
+from lab.pages.training_free import depths, retrieval  # noqa: E402
 from longctx.eval.figures import COLOURS, new_axes, save  # noqa: E402
 from longctx.eval.report import read_results  # noqa: E402
 from longctx.train.log import read_metrics  # noqa: E402
@@ -84,7 +84,7 @@ def lab(out: Path) -> str:
             *table(["full layers", *head], places),
             "![Passkeys found and perplexity by placement](figures/longgen_placement.png)",
             "",
-            f"Made by `bash launch/longgen.sh`, commit {found['full']['commit']}.",
+            f"Made by `bash lab/studies/longgen.sh`, commit {found['full']['commit']}.",
             "",
         ]
     )
@@ -116,7 +116,7 @@ def extend(out: Path) -> str:
             f"{settings['document_tokens']:,} tokens of each held-out document.",
             "",
             *table(["from the lab model, window 256", *head], rows),
-            f"Made by `bash launch/longgen_extend.sh`, commit {found['full_2048']['commit']}.",
+            f"Made by `bash lab/studies/longgen_extend.sh`, commit {found['full_2048']['commit']}.",
             "",
         ]
     )

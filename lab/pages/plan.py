@@ -1,6 +1,6 @@
 """The section of docs/results.md on the plan's peak memory, from what was measured.
 
-python benchmarks/plan_page.py benchmarks/results    after plan.py --write
+python lab/pages/plan.py benchmarks/results    after plan.py --write
 """
 
 import json
@@ -8,11 +8,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.results_page import replace, table  # noqa: E402
-from benchmarks.survival_page import made  # noqa: E402
+from lab.pages.results import replace, table  # noqa: E402
+from lab.pages.survival import made  # noqa: E402
 
 MIB = 2**20
 

@@ -5,7 +5,7 @@
 # an effect: an encoder after 100 steps does not teach where to look.
 # A second call goes on where the first one stopped.
 set -euo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/../.."
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 out=outputs/cepe
 declare -A few=()
@@ -17,7 +17,7 @@ if [ "${1:-}" = demo ]; then
 fi
 gpus=$(python -c 'import torch; print(torch.cuda.device_count())')
 
-bash launch/corpus.sh
+bash lab/corpus.sh
 mkdir -p "$out"
 stage() { # recipe, then what differs
   [ -f "$out/$1/hf/config.json" ] && return
@@ -37,4 +37,4 @@ python evaluate.py "${measure[@]}" model="$out/cepe_warmup/hf" label="after the 
 wait $first
 python evaluate.py "${measure[@]}" model="$out/cepe/hf" label="CEPE" out="$out/main" \
   "compare=[$out/alone,$out/warmup]"
-[ "${1:-}" = demo ] || python benchmarks/cepe_page.py lab "$out"
+[ "${1:-}" = demo ] || python lab/pages/cepe.py lab "$out"

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from longctx.data_prep.train_tokenizer import sample_lines, save, to_tokenizers, train
+from lab.corpus.train_tokenizer import sample_lines, save, to_tokenizers, train
 from longctx.errors import UserError
 
 LAB = Path(__file__).parents[3] / "assets" / "lab-llama"

@@ -3,7 +3,7 @@
 # 0, 50, 100 and 200 steps. About an hour on two CPU cores; a second call goes on where the
 # first one stopped.
 set -euo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/../.."
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 out=outputs/lab
 gpus=$(python -c 'import torch; print(torch.cuda.device_count())')
@@ -12,7 +12,7 @@ text=(held_out=data/lab/held_out perplexity.stride=128 perplexity.document_token
 measure=("${text[@]}" "lengths=[256,512,1024,2048]" "tasks=[perplexity,k_max]"
   k_max.points=32 samples=10)
 
-bash launch/corpus.sh
+bash lab/corpus.sh
 mkdir -p "$out"
 python evaluate.py "${text[@]}" "lengths=[256]" "tasks=[perplexity,passkey]" samples=20 \
   label="base in its window" out="$out/base-256"
@@ -37,4 +37,4 @@ for step in 50 100 200; do
   after direct_ft $step
   wait $first
 done
-python benchmarks/results_page.py lab "$out"
+python lab/pages/results.py lab "$out"

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
+from lab.corpus.make_chat import kept_out, main, sentence_at
 from longctx.data.instructions import KINDS, reply
 from longctx.data_prep.encode import load_encoder
-from longctx.data_prep.make_chat import kept_out, main, sentence_at
 
 ARTICLES = [
     {

@@ -1,7 +1,7 @@
 """The CEPE sections of docs/results.md.
 
-python benchmarks/cepe_page.py lab outputs/cepe              after launch/cepe.sh
-python benchmarks/cepe_page.py speed benchmarks/results      after benchmarks/cepe.py
+python lab/pages/cepe.py lab outputs/cepe              after lab/studies/cepe.sh
+python lab/pages/cepe.py speed benchmarks/results      after benchmarks/cepe.py
 """
 
 import json
@@ -11,10 +11,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.results_page import replace, table  # noqa: E402
+from lab.pages.results import replace, table  # noqa: E402
 from longctx.eval.figures import COLOURS, MARKERS, new_axes, save  # noqa: E402
 from longctx.eval.report import read_results  # noqa: E402
 from longctx.train.log import read_metrics  # noqa: E402
@@ -65,7 +65,7 @@ def lab(out: Path) -> str:
             "![Perplexity behind contexts](figures/cepe_contexts.png)",
             "",
             *stages(out),
-            f"Made by `bash launch/cepe.sh`, commit {found['main']['commit']}.",
+            f"Made by `bash lab/studies/cepe.sh`, commit {found['main']['commit']}.",
             "",
         ]
     )

@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# Instructions for `train.py recipe=chat_sft`, made of the lab's texts (launch/corpus.sh) and SQuAD
-# (launch/qa_data.sh, which downloads 18 MB). What is there already is left alone; a minute.
+# Instructions for `train.py recipe=chat_sft`, made of the lab's texts (lab/corpus.sh) and SQuAD
+# (data_prep/qa_data.sh, which downloads 18 MB). What is there already is left alone; a minute.
 # data/lab/raw_chat/squad_held_out.json: the articles that stay out, for `evaluate.py tasks=[qa]`.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-bash launch/corpus.sh
-bash launch/qa_data.sh
+bash lab/corpus.sh
+bash data_prep/qa_data.sh
 lab=data/lab
 tokenizer=assets/lab-llama
 [ -d "$lab/raw_chat" ] ||
-  python data_prep/make_chat.py --text "$lab/raw" --qa data/qa/squad.json --output "$lab/raw_chat" \
+  python lab/corpus/make_chat.py --text "$lab/raw" --qa data/qa/squad.json --output "$lab/raw_chat" \
     --tokenizer "$tokenizer"
 [ -d "$lab/chat" ] ||
   python data_prep/build_store.py --input "$lab/raw_chat/chat" --output "$lab/chat" \

@@ -3,14 +3,14 @@
 # training at all, by Dual Chunk Attention and what it is compared with. About 15 minutes on two CPU
 # cores; a second call goes on where the first one stopped.
 set -euo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/../.."
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 out=outputs/training_free
 measure=("lengths=[256,512,1024,2048]" "tasks=[perplexity,passkey]" samples=10
   held_out=data/lab/held_out perplexity.stride=128 perplexity.document_tokens=4096
   "perplexity.protocols=[sliding_new_tokens]")
 
-bash launch/corpus.sh
+bash lab/corpus.sh
 mkdir -p "$out"
 try() { # name, then what is chosen
   python evaluate.py "${measure[@]}" label="$1" out="$out/$1" "${@:2}" > "$out/$1.log" 2>&1
@@ -34,4 +34,4 @@ dca_intra_inter attention=dca attention.parts=intra+inter
 dca_reference_code attention=dca attention.preset=reference_code
 METHODS
 wait
-python benchmarks/training_free_page.py "$out" training_free
+python lab/pages/training_free.py "$out" training_free

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import sentencepiece as spm
 
-from longctx.data_prep.make_retrieval import NAMES, Writer, documents, main, prose_sentences
+from lab.corpus.make_retrieval import NAMES, Writer, documents, main, prose_sentences
 from longctx.errors import UserError
 
 LAB = Path(__file__).parents[3] / "assets" / "lab-llama"

@@ -1,10 +1,10 @@
 """Writes the tables of docs/results.md and README.md from what the scripts in launch/ measured.
 
-python benchmarks/results_page.py lab outputs/lab        after launch/lab.sh
-python benchmarks/results_page.py gguf outputs/gguf      after launch/gguf.sh
-python benchmarks/results_page.py speed benchmarks/results
-python benchmarks/results_page.py dca benchmarks/results    after benchmarks/dca.py
-python benchmarks/results_page.py data benchmarks/results   after benchmarks/data.py
+python lab/pages/results.py lab outputs/lab        after lab/studies/pi.sh
+python lab/pages/results.py gguf outputs/gguf      after lab/studies/gguf.sh
+python lab/pages/results.py speed benchmarks/results
+python lab/pages/results.py dca benchmarks/results    after benchmarks/dca.py
+python lab/pages/results.py data benchmarks/results   after benchmarks/data.py
 """
 
 import json
@@ -17,11 +17,11 @@ from longctx.eval.figures import k_max_figure, perplexity_figure
 from longctx.eval.report import read_results
 from longctx.train.log import read_metrics
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 STEPS = (0, 50, 100, 200)
 RECIPES = {"pi": "PI", "direct_ft": "direct fine-tuning"}
 PROTOCOL = "sliding_new_tokens"
-BEGIN, END = "<!-- {}: written by benchmarks/results_page.py -->", "<!-- end of {} -->"
+BEGIN, END = "<!-- {}: written by lab/pages/results.py -->", "<!-- end of {} -->"
 
 
 def perplexities(results: dict[str, Any]) -> dict[int, float]:
@@ -120,7 +120,7 @@ def section(out: Path, docs: Path) -> str:
     for name in (curve, by_distance):
         (figures / name).with_suffix(".svg").unlink()  # the page shows the PNG
     versions = ", ".join(f"{k} {v}" for k, v in any_result["versions"].items())
-    lines += [f"Made by `bash launch/lab.sh`, commit {any_result['commit']}, {versions}.", ""]
+    lines += [f"Made by `bash lab/studies/pi.sh`, commit {any_result['commit']}, {versions}.", ""]
     return "\n".join(lines)
 
 
@@ -174,7 +174,7 @@ def gguf(out: Path) -> str:
         rows.append([results["label"], rope, *(f"{cells[n]:.2f}" for n in lengths), *rates])
     head = ["model", "rope", *(f"perplexity at {n:,}" for n in lengths)]
     head += [f"passkey at {n:,}" for n in lengths]
-    return "\n".join(["", *table(head, rows), f"Made by `bash launch/gguf.sh`, commit "
+    return "\n".join(["", *table(head, rows), f"Made by `bash lab/studies/gguf.sh`, commit "
                       f"{results['commit']}.", ""])  # fmt: skip
 
 

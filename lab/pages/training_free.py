@@ -1,8 +1,8 @@
 """The training-free sections of docs/results.md, from what the scripts in launch/ measured.
 
-    python benchmarks/training_free_page.py outputs/training_free training_free
-    python benchmarks/training_free_page.py outputs/beyond_8k beyond_8k
-    python benchmarks/training_free_page.py outputs/dca_ft dca_ft
+    python lab/pages/training_free.py outputs/training_free training_free
+    python lab/pages/training_free.py outputs/beyond_8k beyond_8k
+    python lab/pages/training_free.py outputs/dca_ft dca_ft
 
 Beside each method stands the paper's row for the same multiples of the trained window: Llama-2-7B,
 window 4,096, PG19 validation, stride 256 (Dual Chunk Attention, 2402.17463, table 1).
@@ -12,10 +12,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.results_page import PROTOCOL, perplexities, replace, table  # noqa: E402
+from lab.pages.results import PROTOCOL, perplexities, replace, table  # noqa: E402
 from longctx.eval.report import read_results  # noqa: E402
 
 # Directory, name, and the paper's perplexities at 1, 2, 4 and 8 times the window.
@@ -79,7 +79,7 @@ def section(out: Path) -> str:
     at = [f"depth {depth:g}" for depth, _ in depths(found["dca"], lengths[1])]
     lines += ["Passkeys found by depth (0: at the beginning):", ""]
     lines += table(["length", "method", *at], named)
-    lines += [f"Made by `bash launch/training_free.sh`, commit {found['dca']['commit']}.", ""]
+    lines += [f"Made by `bash lab/studies/training_free.sh`, commit {found['dca']['commit']}.", ""]
     return "\n".join(lines)
 
 
@@ -113,7 +113,7 @@ def beyond(out: Path) -> str:
             "Passkeys found (0: at the beginning), one prompt a depth:",
             "",
             *table(["method", "tokens", "keys", *at], keys),
-            f"Made by `bash launch/beyond_8k.sh`, commit {first['commit']}.",
+            f"Made by `bash lab/studies/beyond_8k.sh`, commit {first['commit']}.",
             "",
         ]
     )
@@ -138,7 +138,7 @@ def tuned(out: Path) -> str:
     ]
     head = [*(f"ppl {n:,}" for n in lengths), *(f"keys {n:,}" for n in lengths)]
     head += [f"keys {lengths[-1]:,}, depth {d:g}" for d, _ in depths(after, lengths[-1])]
-    made = f"Made by `bash launch/dca_ft.sh`, commit {after['commit']}."
+    made = f"Made by `bash lab/studies/dca_ft.sh`, commit {after['commit']}."
     return "\n".join(["", *table(["Dual Chunk Attention", *head], rows), made, ""])
 
 

@@ -2,8 +2,8 @@
 
 Instructions of `longctx.data.instructions` (never a held-out one), and with --qa questions of
 SQuAD over the sentence that answers them; half of them behind a few sentences of the lab's prose.
-Every other article of SQuAD stays out and is written beside, in SQuAD's layout, for evaluation.
-The seed fixes every byte; 15,000 documents take seconds.
+Every other article of SQuAD is left out and written beside the output, in SQuAD's layout, for
+evaluation. The seed fixes every byte; 15,000 documents take seconds.
 """
 
 import argparse
@@ -16,9 +16,9 @@ from itertools import chain, cycle
 from pathlib import Path
 from typing import Any
 
+from lab.corpus.make_retrieval import prose_sentences
 from longctx.data.instructions import KINDS, Instruction, instructions
 from longctx.data_prep.encode import Encoder, load_encoder
-from longctx.data_prep.make_retrieval import prose_sentences
 from longctx.errors import UserError
 
 SENTENCE_END = re.compile(r"(?<=[.!?]) +(?=[A-Z\"'(])")
@@ -34,7 +34,7 @@ def articles(path: Path) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["data"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{path}: not JSON in SQuAD's layout (bash launch/qa_data.sh has some)"
+            f"{path}: not JSON in SQuAD's layout (bash data_prep/qa_data.sh has some)"
         ) from error
     return found
 

@@ -1,6 +1,6 @@
 """The sections of docs/results.md on saving and on two processes, from what was measured.
 
-python benchmarks/survival_page.py benchmarks/results    after saving.py, scaling.py and
+python lab/pages/survival.py benchmarks/results    after saving.py, scaling.py and
                                                          sequence_parallel.py --write
 """
 
@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.results_page import replace, table  # noqa: E402
+from lab.pages.results import replace, table  # noqa: E402
 
 WAYS = {"waiting": "the run waits", "beside": "beside the run (`train.save_async`)"}
 

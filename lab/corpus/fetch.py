@@ -18,7 +18,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from longctx.data_prep.lab_sources import HELD_OUT, SOURCES, Source
+from lab.corpus.sources import HELD_OUT, SOURCES, Source
 from longctx.errors import UserError
 
 CLIENT_SECONDS = 300
