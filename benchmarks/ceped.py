@@ -167,8 +167,7 @@ def teacher(rounds: int, device: torch.device) -> dict[str, Any]:
         stored = replace(batch, **found)
 
         def step(loss: Callable[..., Any], kl: KlConfig, given: Batch) -> None:
-            model.kl = kl
-            total, count = loss(model, given)
+            total, count = loss(replace(run, kl=kl), model, given)
             (total / count).backward()
             optimizer.step()
             optimizer.zero_grad()

@@ -69,7 +69,7 @@ def two_steps(run: RunConfig, ranks: mesh.Mesh) -> None:
     trainable = RECIPE.trainable(model)
     freeze_all_but(model, trainable)
     optimizer = adamw(trainable.values(), run.optim)
-    engine = Engine(Scored(model, RECIPE), trainable, optimizer, run, ranks)
+    engine = Engine(Scored(model, RECIPE, run), trainable, optimizer, run, ranks)
     del model
     length = run.data.seq_len
     tokens = torch.randint(0, 4096, (1, length))

@@ -73,7 +73,7 @@ def main() -> None:
         trainable = RECIPE.trainable(model)
         freeze_all_but(model, trainable)
         bare, *_ = deepspeed.initialize(
-            model=Scored(model, RECIPE),
+            model=Scored(model, RECIPE, run),
             optimizer=adamw(trainable.values(), run.optim),
             model_parameters=list(trainable.values()),
             config=zero.deepspeed_config(run, ranks.dp_size),

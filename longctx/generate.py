@@ -184,8 +184,7 @@ def generate(cfg: GenerateConfig, write: Callable[[str], None]) -> Spent:
     from longctx.models.device import device_for, dtype_for
     from longctx.models.load import load_model, load_tokenizer
 
-    text, device = read_prompt(cfg), device_for(cfg.device)
-    path = cfg.model.path or ""
+    text, device, path = read_prompt(cfg), device_for(cfg.device), cfg.model.path or ""
     tokenizer = load_tokenizer(cfg.model.tokenizer or path)
     ids, given = _tokens(tokenizer, text), read_contexts(cfg, tokenizer)
     rope = _scaling(cfg.rope, len(ids) + cfg.max_new_tokens)

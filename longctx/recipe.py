@@ -1,15 +1,21 @@
-"""The recipe contract: five functions, and all that the trainer knows of a method."""
+"""The recipe contract: a few functions, and all that the trainer knows of a method.
+
+A recipe is a module with a `RECIPE`. `docs/how-to/recipe.md` writes one.
+"""
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 from torch import Tensor, nn
 
 from longctx.batch import Batch
 from longctx.config import RunConfig
+from longctx.config.typed import from_user
 from longctx.errors import UserError
+
+T = TypeVar("T")
 
 
 class Loader(Protocol):
@@ -38,25 +44,62 @@ class Data:
 
 
 @dataclass(frozen=True)
+class NoSettings:
+    """A recipe whose numbers are those that every run has."""
+
+
+def same_size(run: RunConfig, seq_len: int, vocab_size: int) -> Mapping[str, Any]:
+    """No setting of the recipe depends on the size of a row or of the vocabulary."""
+    return {}
+
+
+@dataclass(frozen=True)
 class Recipe:
     """How to build, feed, score and select.
 
+    Every function is given the run, so nothing has to be kept on the model or the loader.
+
     Args:
         build_model: the model of a run, weights loaded, on CPU.
-        build_data: its loaders.
-        loss: `(model, batch) -> (sum, count)`, the summed loss over scored tokens and their number,
-            both scalars; the trainer divides by the global count.
+        build_data: its loaders. `longctx.data.loader.packed` and
+            `longctx.data.context_loader.windowed` make them; both take `change=`, a function of
+            (row, sample number) that gives the row to train on: masked labels, hidden tokens, a
+            stored teacher.
+        loss: `(run, model, batch) -> (sum, count)`, the summed loss over scored tokens and their
+            number, both scalars; the trainer divides by the global count.
         trainable: the parameters to train, by name; all others are frozen.
         sketch: the model's shapes on the meta device, no weight read, for plans.
+        settings: a frozen dataclass of the recipe's own settings, `settings:` in its YAML; read
+            them with `settings_of(run, CLASS)`.
+        tiny: `(run, seq_len, vocab_size) ->` the fields of the run that the recipe brings along,
+            small enough for rows of `seq_len` tokens and a decoder of random weights that knows
+            `vocab_size` of them; the parity certificate and the tests train on that.
         reads_weights: whether `build_model` reads those of `model.path`.
+        distils: whether the loss asks a teacher, which `longctx.commands.teacher` can store.
     """
 
     build_model: Callable[[RunConfig], nn.Module]
     build_data: Callable[[RunConfig], Data]
-    loss: Callable[[nn.Module, Batch], tuple[Tensor, Tensor]]
+    loss: Callable[[RunConfig, nn.Module, Batch], tuple[Tensor, Tensor]]
     trainable: Callable[[nn.Module], dict[str, nn.Parameter]]
     sketch: Callable[[RunConfig], nn.Module]
+    settings: type[Any] = NoSettings
+    tiny: Callable[[RunConfig, int, int], Mapping[str, Any]] = same_size
     reads_weights: bool = True
+    distils: bool = False
+
+
+def settings_of(run: RunConfig, kind: type[T]) -> T:
+    """The recipe's own settings of a run, typed.
+
+    Args:
+        run: with `settings`, a mapping.
+        kind: the recipe's frozen dataclass of them.
+
+    Raises:
+        UserError: if one is unknown, missing or of another type.
+    """
+    return from_user(kind, run.settings, "settings", f"recipe {run.name}")
 
 
 def find_recipe(builder: str) -> Recipe:

@@ -90,7 +90,7 @@ def open_stores(run: RunConfig, paths: Sequence[str]) -> list[Store]:
     return stores
 
 
-def loss(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
+def loss(run: RunConfig, model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
     """Next-token cross entropy over the scored labels: (sum, count)."""
     decoder = model.get_decoder()
     hidden = decoder(

@@ -3,6 +3,7 @@
 They differ in numbers only (conf/recipe): the warm-up's contexts are the row's own tokens.
 """
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -11,10 +12,16 @@ from torch import Tensor, nn
 
 from longctx.batch import Batch
 from longctx.config import RunConfig
-from longctx.data.context_loader import Stores, windowed
+from longctx.data.context_loader import Stores, few, windowed
+from longctx.data.loader import Change, in_turn
 from longctx.data.masks import MaskContexts
 from longctx.errors import UserError
-from longctx.models.cepe.chosen_encoder import chosen_encoder, require_window, sketch_encoder
+from longctx.models.cepe.chosen_encoder import (
+    chosen_encoder,
+    require_window,
+    sketch_encoder,
+    tiny_encoder,
+)
 from longctx.models.cepe.model import CepeForCausalLM
 from longctx.models.configure import native_window
 from longctx.models.save_memory import spare
@@ -75,8 +82,13 @@ def _ready(run: RunConfig, model: Any) -> nn.Module:
     return frozen
 
 
-def build_data(run: RunConfig) -> Data:
-    """Rows with contexts; held-out rows are of the same kinds, in an order that no seed changes."""
+def build_data(run: RunConfig, change: Change | None = None) -> Data:
+    """Rows with contexts; held-out rows are of the same kinds, in an order that no seed changes.
+
+    Args:
+        run: the run.
+        change: what is done to each training row beside the masking of contexts.
+    """
     data, contexts = run.data, run.contexts
     if not contexts.count or data.mask_rate is not None:
         raise UserError(f"recipe {run.name} needs contexts.count above 0 and no data.mask_rate")
@@ -92,14 +104,24 @@ def build_data(run: RunConfig) -> Data:
     if data.held_out:
         read = Stores("data.held_out", open_stores(run, data.held_out), None)
         held_out = cut(read, read, batch_rows=run.train.eval_rows, seed=0)
-    train = cut(documents, stream, batch_rows=run.train.batch_rows, seed=run.seed, change=hide)
+    seed, rows = run.seed, run.train.batch_rows
+    train = cut(documents, stream, batch_rows=rows, seed=seed, change=in_turn(hide, change))
     return Data(train, held_out)
 
 
-def loss(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
+def loss(run: RunConfig, model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
     """Next-token cross entropy of the decoder's own tokens; contexts are never scored."""
     hidden = model.hidden_states(batch.tokens, batch.positions, batch.contexts, batch.context_mask)
     return chunked_cross_entropy(hidden, model.get_output_embeddings(), batch.labels)
+
+
+def tiny(run: RunConfig, seq_len: int, vocab_size: int) -> dict[str, Any]:
+    """Few contexts and a small encoder; an output projection of zeros would hide gradients."""
+    return {
+        "contexts": few(run.contexts, seq_len),
+        "encoder": tiny_encoder(run.encoder, seq_len, vocab_size),
+        "cepe": replace(run.cepe, start=None, init="normal", layers=run.cepe.layers and 2),
+    }
 
 
 RECIPE = Recipe(
@@ -108,4 +130,5 @@ RECIPE = Recipe(
     loss=loss,
     trainable=trainable,
     sketch=sketch,
+    tiny=tiny,
 )

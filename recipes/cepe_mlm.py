@@ -14,7 +14,12 @@ from longctx.data.context_loader import Stores, windowed
 from longctx.data.loader import RowLoader
 from longctx.data.masks import MaskTokens
 from longctx.errors import UserError
-from longctx.models.cepe.chosen_encoder import chosen_encoder, require_window, sketch_encoder
+from longctx.models.cepe.chosen_encoder import (
+    chosen_encoder,
+    require_window,
+    sketch_encoder,
+    tiny_encoder,
+)
 from longctx.models.load import load_tokenizer
 from longctx.models.save_memory import spare
 from longctx.recipe import Data, Recipe
@@ -94,10 +99,15 @@ def _special(run: RunConfig, stores: Stores) -> tuple[int, ...]:
     return tuple(sorted(ids))
 
 
-def loss(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
+def loss(run: RunConfig, model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
     """Cross entropy of the hidden tokens: (sum, count)."""
     hidden = model.hidden_for_head(batch.tokens, None, batch.positions)
     return chunked_cross_entropy(hidden, model.get_output_embeddings(), batch.labels)
+
+
+def tiny(run: RunConfig, seq_len: int, vocab_size: int) -> dict[str, Any]:
+    """A small encoder."""
+    return {"encoder": tiny_encoder(run.encoder, seq_len, vocab_size)}
 
 
 RECIPE = Recipe(
@@ -106,5 +116,6 @@ RECIPE = Recipe(
     loss=loss,
     trainable=trainable,
     sketch=sketch,
+    tiny=tiny,
     reads_weights=False,  # the decoder's tokenizer alone
 )

@@ -11,8 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from longctx.batch import Batch
-from longctx.config import RunConfig
-from longctx.data.loader import RowLoader
+from longctx.config import RunConfig, TeacherConfig
 from longctx.data.stored_teacher import StoredTeacher
 from longctx.errors import UserError
 from longctx.models.configure import native_window
@@ -23,7 +22,7 @@ from longctx.train.distill import chunked_distillation, decoder_digest, teacher_
 
 
 def build_model(run: RunConfig) -> nn.Module:
-    """CEPE's model; it carries the loss's settings, as a loss sees a model and a batch only."""
+    """CEPE's model, whose decoder alone is the teacher."""
     model: Any = cepe.build_model(run)
     window, rows = native_window(model.get_decoder().config), run.row_tokens
     if rows > window:
@@ -34,17 +33,8 @@ def build_model(run: RunConfig) -> nn.Module:
     if run.teacher.source == "stored" and Path(str(run.teacher.store)).exists():
         # What is exported long after needs no teacher; `build_data` asks for it to train.
         _stored(run).require_model(decoder_digest(model))
-    model.kl = run.kl
     built: nn.Module = model
     return built
-
-
-def sketch(run: RunConfig) -> nn.Module:
-    """The model on the meta device."""
-    model: Any = cepe.sketch(run)
-    model.kl = run.kl
-    drawn: nn.Module = model
-    return drawn
 
 
 def build_data(run: RunConfig) -> Data:
@@ -54,15 +44,12 @@ def build_data(run: RunConfig) -> Data:
             f"recipe {run.name}: teacher and student see the same contexts, so contexts.mask=0 "
             "and contexts.repeat=false"
         )
-    data = cepe.build_data(run)
     if run.teacher.source == "online":
-        return data
-    loader = data.train
-    assert isinstance(loader, RowLoader)
+        return cepe.build_data(run)
     stored = _stored(run)
-    stored.require_rows(loader.identity)
-    loader.change = stored.with_teacher
-    return replace(data, train=loader)
+    data = cepe.build_data(run, stored.with_teacher)
+    stored.require_rows(data.train.identity)
+    return data
 
 
 def _stored(run: RunConfig) -> StoredTeacher:
@@ -76,12 +63,18 @@ def _stored(run: RunConfig) -> StoredTeacher:
     return stored
 
 
-def loss(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
+def loss(run: RunConfig, model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
     """Cross entropy and divergence from the teacher over the row's own tokens."""
     teacher = teacher_of(model, batch)
     hidden = model.hidden_states(batch.tokens, batch.positions, batch.contexts)
     head = model.get_output_embeddings()
-    return chunked_distillation(hidden, teacher, head, batch.labels, model.kl)
+    return chunked_distillation(hidden, teacher, head, batch.labels, run.kl)
+
+
+def tiny(run: RunConfig, seq_len: int, vocab_size: int) -> dict[str, Any]:
+    """CEPE's, with a teacher on line that keeps few tokens."""
+    kl = replace(run.kl, top_k=min(run.kl.top_k, vocab_size // 4))
+    return {**cepe.tiny(run, seq_len, vocab_size), "kl": kl, "teacher": TeacherConfig()}
 
 
 RECIPE = Recipe(
@@ -89,5 +82,7 @@ RECIPE = Recipe(
     build_data=build_data,
     loss=loss,
     trainable=trainable,
-    sketch=sketch,
+    sketch=cepe.sketch,
+    tiny=tiny,
+    distils=True,
 )

@@ -107,10 +107,10 @@ def write(run: RunConfig, ranks: Mesh) -> Path:
     if run.teacher.source != "stored" or run.teacher.store is None:
         raise UserError("writing a teacher needs teacher.source=stored teacher.store=DIR")
     recipe = find_recipe(run.builder)
+    if not recipe.distils:
+        raise UserError(f"recipe {run.name} has no teacher: it does not distil")
     asked = replace(run, teacher=TeacherConfig())  # as if it were on line: nothing is read back
     loader, model = recipe.build_data(asked).train, recipe.build_model(asked)
-    if not hasattr(model, "kl"):
-        raise UserError(f"recipe {run.name} has no teacher: it does not distil")
     path, plan = Path(run.teacher.store), plan_of(run, model, loader)
     if not ranks.main:
         ranks.barrier()  # one process begins

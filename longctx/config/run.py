@@ -222,6 +222,7 @@ class RunConfig:
         encoder, contexts, cepe: see their classes; for recipes that train an encoder.
         kl, teacher: see their classes; for recipes that distil.
         in_loop: see its class; what is measured between steps.
+        settings: what the recipe alone reads; its module says what there is.
         attention: `name` of a method in `longctx/attention/` and that method's own numbers.
         logger: `wandb | none`; metrics.jsonl is written in any case.
         resume: `auto` (newest valid checkpoint of run_dir, else start) `| none |` a checkpoint.
@@ -253,6 +254,7 @@ class RunConfig:
     kl: KlConfig = field(default_factory=KlConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     in_loop: InLoopConfig = field(default_factory=InLoopConfig)
+    settings: dict[str, Any] = field(default_factory=dict)
     force: bool = False
 
     @property

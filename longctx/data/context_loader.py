@@ -6,13 +6,13 @@ weights a source for each store. Costs what the plans of windows take.
 Source: CEPE (2402.16617), "RPtrain-filter" and "RPtrain-cat", drawn 2:1 by its main stage.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from longctx.config.data import ContextsConfig, DataConfig
 from longctx.data.context_windows import WindowRows, in_documents, in_stream, warm_up
-from longctx.data.corpus import Corpus, Documents, Row
-from longctx.data.loader import RowLoader
+from longctx.data.corpus import Corpus, Documents
+from longctx.data.loader import Change, RowLoader
 from longctx.errors import UserError
 
 SETTINGS = ("count", "size", "repeat", "documents", "stream", "mask", "mask_whole")
@@ -49,7 +49,7 @@ def windowed(
     batch_rows: int,
     micro_batch_rows: int,
     seed: int,
-    change: Callable[[Row, int], Row] | None = None,
+    change: Change | None = None,
 ) -> RowLoader:
     """The loader of windows: rows of `data.seq_len` tokens, with their contexts if there are any.
 
@@ -61,7 +61,7 @@ def windowed(
         batch_rows: rows per step over all ranks.
         micro_batch_rows: rows per rank and micro-batch.
         seed: of the streams' shuffles and of the order.
-        change: see `RowLoader`.
+        change: what is done to each row, see `RowLoader`.
 
     Raises:
         UserError: if a source holds no window, or a setting does not apply to windows.
@@ -93,6 +93,15 @@ def windowed(
         identity=identity,
         change=change,
     )
+
+
+def few(contexts: ContextsConfig, seq_len: int) -> ContextsConfig:
+    """At most 4 short contexts, of one store, for a check on rows of `seq_len` tokens."""
+    if not contexts.count:
+        return contexts
+    count = min(contexts.count, 4)
+    size = seq_len // (count if contexts.repeat else 4)
+    return replace(contexts, count=count, size=size, stream_store=[], stream_weights=None)
 
 
 def _check(data: DataConfig) -> None:

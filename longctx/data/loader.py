@@ -21,6 +21,20 @@ from longctx.data.corpus import Corpus, Documents, Row
 from longctx.data.pack import Ints, Rows
 from longctx.errors import UserError
 
+Change = Callable[[Row, int], Row]  # of a row, given its global sample number
+
+
+def in_turn(*changes: Change | None) -> Change | None:
+    """One change made of several, the first one first; None among them are left out."""
+    wanted = [change for change in changes if change is not None]
+
+    def changed(row: Row, sample: int) -> Row:
+        for change in wanted:
+            row = change(row, sample)
+        return row
+
+    return changed if wanted else None
+
 
 class Source(Protocol):
     """Rows that can be had by number."""
@@ -48,7 +62,10 @@ class RowLoader:
         micro_batch_rows: rows per rank and micro-batch.
         seed: of the order.
         identity: named parts that decide tokens and order, each as text or a digest.
-        change: what is done to a row, given its global sample number. None: nothing.
+        change: what is done to a row before it is trained on, `(row, sample) -> row`: `row` has
+            the fields of a Batch as arrays `[s]`, `sample` is its number in the global order. It
+            must depend on these two alone; then rows are the same for every number of ranks and
+            after a resume. It may run in another thread. None: nothing.
     """
 
     def __init__(
@@ -60,7 +77,7 @@ class RowLoader:
         micro_batch_rows: int,
         seed: int,
         identity: Mapping[str, str],
-        change: Callable[[Row, int], Row] | None = None,
+        change: Change | None = None,
     ) -> None:
         assert len(sources) == len(weights) and all(map(len, sources))
         self.sources = sources
@@ -166,6 +183,7 @@ def packed(
     micro_batch_rows: int,
     seed: int,
     name: str = "data.store",
+    change: Change | None = None,
 ) -> RowLoader:
     """The loader of packed rows: all stores one shuffled corpus, or with weights a source each.
 
@@ -176,6 +194,7 @@ def packed(
         micro_batch_rows: rows per rank and micro-batch.
         seed: of packing, order and the choice of short documents.
         name: of the setting that holds the stores' paths, for messages.
+        change: what is done to each row, see `RowLoader`.
 
     Raises:
         UserError: if a source holds less than one row.
@@ -195,6 +214,7 @@ def packed(
         micro_batch_rows=micro_batch_rows,
         seed=seed,
         identity=identity | {"seed": str(seed)},
+        change=change,
     )
 
 

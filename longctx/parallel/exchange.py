@@ -14,10 +14,10 @@ from torch.autograd.function import once_differentiable
 from longctx.parallel.ulysses import gather_tokens
 
 
-class Spread:
+class RowRanks:
     """The ranks that share a row, for a model that reads contexts.
 
-    The model's side of it is `longctx.models.cepe.encoded_contexts.Spread`.
+    What the model asks of it is `longctx.models.cepe.encoded_contexts.EncodingRanks`.
 
     Args:
         group: rank r holds the r-th part of each row.

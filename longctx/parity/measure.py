@@ -133,7 +133,7 @@ def plain(run: RunConfig, recipe: Recipe) -> tuple[float, dict[str, Tensor]]:
     trainable = recipe.trainable(model)
     freeze_all_but(model, trainable)
     (batch,) = data.train.step(0, 0, 1)
-    total, _ = recipe.loss(model, batch)
+    total, _ = recipe.loss(whole, model, batch)
     loss = total / batch.scored
     loss.backward()
     gradients = {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in trainable.items()}

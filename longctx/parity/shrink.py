@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from longctx.config import AdapterConfig, EncoderConfig, ModelConfig, RunConfig
+from longctx.config import AdapterConfig, ModelConfig, RunConfig
 from longctx.data.store import StoreWriter
 from longctx.models.load import architecture_of
+from longctx.recipe import find_recipe
 
 ROW, ROWS = 64, 8  # tokens of a row, rows of a step
 VOCAB, HEADS, LAYERS = 64, 4, 3
@@ -27,10 +28,6 @@ SIZES = {
     "vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": LAYERS,
     "num_attention_heads": HEADS, "head_dim": 8, "initializer_range": 0.2, "bos_token_id": 1,
     "eos_token_id": 2, "pad_token_id": None,
-}  # fmt: skip
-ENCODER = {
-    "vocab_size": VOCAB + 1, "hidden_size": 24, "intermediate_size": 48, "num_hidden_layers": 2,
-    "num_attention_heads": 2, "max_position_embeddings": ROW, "initializer_range": 0.2,
 }  # fmt: skip
 BY_LAYER = ("layer_types", "max_window_layers", "no_rope_layers")  # lists that go by the layer
 
@@ -58,11 +55,6 @@ def tiny(run: RunConfig, place: Path) -> RunConfig:
         UserError: if the model's configuration cannot be read.
     """
     full: Any = run.model.architecture or architecture_of(str(run.model.path))
-    contexts = run.contexts
-    if contexts.count:
-        count = min(contexts.count, 4)
-        size = ROW // count if contexts.repeat else ROW // 4
-        contexts = replace(contexts, count=count, size=size, stream_store=[], stream_weights=None)
     window = int(full["max_position_embeddings"])
     short = max(LEAST_WINDOW, round(window * ROW / run.data.seq_len))
     target = run.rope.target and max(short, round(run.rope.target * short / window))
@@ -73,19 +65,14 @@ def tiny(run: RunConfig, place: Path) -> RunConfig:
         attention=_attention(run.attention, int(full["num_hidden_layers"])),
         rope=replace(run.rope, target=target),
         adapter=_adapter(run.adapter),
-        encoder=run.encoder if run.encoder.name == "none" else _encoder(run.encoder),
         data=replace(run.data, store=store, held_out=[], seq_len=ROW, weights=None,
                      long_tokens=None, mask_documents=True, prefetch=0),
-        contexts=contexts,
-        # An output projection of zeros would hide the gradients before it.
-        cepe=replace(run.cepe, start=None, init="normal", layers=run.cepe.layers and 2),
-        kl=replace(run.kl, top_k=min(run.kl.top_k, VOCAB // 4)),
-        teacher=replace(run.teacher, source="online", store=None),
         # The first step's moments are the gradient, and nothing may scale it on the way.
         optim=replace(run.optim, clip=0.0),
         train=replace(run.train, max_steps=2, batch_rows=ROWS, dtype="fp32", eval_every=0,
                       eval_rows=ROWS, save_every=0),
         logger="none", resume="none", dry_run=False, run_dir=str(place / "run"),
+        **find_recipe(run.builder).tiny(run, ROW, VOCAB),
     )  # fmt: skip
 
 
@@ -107,7 +94,3 @@ def _attention(full: dict[str, Any], layers: int) -> dict[str, Any]:
 
 def _adapter(full: AdapterConfig) -> AdapterConfig:
     return replace(full, rank=min(full.rank, 4))
-
-
-def _encoder(full: EncoderConfig) -> EncoderConfig:
-    return replace(full, path=None, architecture=dict(ENCODER))

@@ -104,7 +104,7 @@ class Planner:
             trained=sum(p.numel() for p in wanted),
             largest=max((p.numel() for p in wanted), default=0),
         )
-        time = speed.time(run, model, sizes, machine)
+        time = speed.time(run, self.recipe, model, sizes, machine)
         held = states(run, sizes, machine)
         moments = self._moments(run, model, sizes, machine, held, passes)
         host = held.host if machine.is_gpu else {}

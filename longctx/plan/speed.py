@@ -15,6 +15,7 @@ from longctx.config import RunConfig
 from longctx.parallel.mesh import rows_at_once
 from longctx.plan.machine import Machine
 from longctx.plan.states import Sizes
+from longctx.recipe import Recipe
 from longctx.train import meter
 
 
@@ -54,9 +55,9 @@ def ffn_share(model: Any) -> float:
     return float(within / max(1, meter.matmul_weights(model)))
 
 
-def teacher_flops(run: RunConfig, model: Any) -> float:
+def teacher_flops(run: RunConfig, recipe: Recipe, model: Any) -> float:
     """FLOPs of one row of an online teacher: a forward pass over contexts and row."""
-    if not hasattr(model, "kl") or run.teacher.source != "online":
+    if not recipe.distils or run.teacher.source != "online":
         return 0.0
     tokens = run.data.seq_len + run.contexts.tokens
     decoder = model.get_decoder()
@@ -65,11 +66,12 @@ def teacher_flops(run: RunConfig, model: Any) -> float:
     return attention + float(2.0 * weights * tokens)
 
 
-def time(run: RunConfig, model: Any, of: Sizes, machine: Machine) -> Time:
+def time(run: RunConfig, recipe: Recipe, model: Any, of: Sizes, machine: Machine) -> Time:
     """Of a step, by part.
 
     Args:
         run: the run.
+        recipe: what it trains.
         model: its sketch, whole.
         of: its counts.
         machine: what it runs on.
@@ -78,7 +80,7 @@ def time(run: RunConfig, model: Any, of: Sizes, machine: Machine) -> Time:
     passes = run.train.accumulation(rows_at_once(machine.gpus, sp))
     rows = run.train.micro_batch_rows * passes / sp
     own = rows * step_flops(run, model)
-    flops = {"model": own, "teacher": rows * teacher_flops(run, model)}
+    flops = {"model": own, "teacher": rows * teacher_flops(run, recipe, model)}
     if run.parallel.activation_checkpointing:
         flops["checkpointing"] = own / 3
     if run.parallel.mlp_tile:

@@ -25,7 +25,7 @@ FEW = 3  # layers of a stack that are run
 Peaks = dict[str, dict[str, float]]
 
 
-def micro_batch(run: RunConfig, model: Any, sp: int = 1) -> Batch:
+def micro_batch(run: RunConfig, recipe: Recipe, sp: int = 1) -> Batch:
     """A rank's part of a micro-batch of the run, on the meta device.
 
     All of its contexts: a rank encodes a part of them, and its cross-attention reads every state.
@@ -35,7 +35,7 @@ def micro_batch(run: RunConfig, model: Any, sp: int = 1) -> Batch:
     named: dict[str, Tensor] = {}
     if run.contexts.count:
         named["contexts"] = row.new_empty(rows, run.contexts.count, run.contexts.size)
-    if run.teacher.source == "stored" and hasattr(model, "kl"):
+    if run.teacher.source == "stored" and recipe.distils:
         k = run.kl.top_k
         named["teacher_ids"] = row.new_empty(rows, length, k)
         named["teacher_probabilities"] = row.new_empty(rows, length, k + 1, dtype=torch.float16)
@@ -103,7 +103,7 @@ def _once(run: RunConfig, recipe: Recipe, model: Any, sp: int) -> Any:
     live.place, live.moment = INPUT, FORWARD
     try:
         with live, Shadow():
-            total, _ = recipe.loss(model, micro_batch(run, model, sp))
+            total, _ = recipe.loss(run, model, micro_batch(run, recipe, sp))
             backward(total)
     finally:
         for hook in hooks:

@@ -42,16 +42,16 @@ def teacher_states(model: Any, batch: Batch) -> Tensor:
     more forward of the decoder, over contexts and input together.
 
     Args:
-        model: with `get_decoder()`.
+        model: with `get_decoder()` and `row_ranks`.
         batch: with `contexts`; its rows are one stream each.
     """
     assert batch.contexts is not None and batch.context_mask is None
-    before, spread = batch.contexts.flatten(1), model.spread
-    row = batch.tokens if spread is None else spread.whole(batch.tokens)
+    before, ranks = batch.contexts.flatten(1), model.row_ranks
+    row = batch.tokens if ranks is None else ranks.whole(batch.tokens)
     tokens = torch.cat([before, row], dim=1)
     positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
-    if spread is not None:
-        tokens, positions = (_own_part(x, spread) for x in (tokens, positions))
+    if ranks is not None:
+        tokens, positions = (_own_part(x, ranks) for x in (tokens, positions))
     decoder = model.get_decoder()
     training = decoder.training
     decoder.eval()  # a teacher drops nothing
@@ -59,20 +59,20 @@ def teacher_states(model: Any, batch: Batch) -> Tensor:
         out = decoder(input_ids=tokens, position_ids=positions, use_cache=False)
     decoder.train(training)
     states: Tensor = out.last_hidden_state
-    if spread is None:
+    if ranks is None:
         return states[:, before.shape[1] :]
-    moved: Tensor = spread.moved(states, before.shape[1], batch.tokens.shape[1])
+    moved: Tensor = ranks.moved(states, before.shape[1], batch.tokens.shape[1])
     return moved
 
 
-def _own_part(x: Tensor, spread: Any) -> Tensor:
+def _own_part(x: Tensor, ranks: Any) -> Tensor:
     """An equal part of whole rows `[b n]` for each rank; zeros behind them, documents of their own.
 
     They are causally behind everything, and position 0 starts a document.
     """
-    each = -(-x.shape[1] // spread.size)
-    padded = torch.nn.functional.pad(x, (0, each * spread.size - x.shape[1]))
-    return padded[:, spread.rank * each : spread.rank * each + each].contiguous()
+    each = -(-x.shape[1] // ranks.size)
+    padded = torch.nn.functional.pad(x, (0, each * ranks.size - x.shape[1]))
+    return padded[:, ranks.rank * each : ranks.rank * each + each].contiguous()
 
 
 def decoder_digest(model: Any) -> str:

@@ -1,16 +1,18 @@
-"""Rows that several ranks share (`parallel.sp`): the model's attention and contexts made ready.
+"""Prepares a model for rows that several ranks share (`parallel.sp`): its attention, its contexts.
 
-What a shard is stands in `longctx/parallel/shard.py`; costs see `ulysses.py` and `spread.py`.
+What a rank's part of a row is stands in `longctx/parallel/shard.py`, what it costs in `ulysses.py`
+and `exchange.py` there.
 """
 
 from typing import Any
 
+from longctx.models.cepe.encoded_contexts import ReadsContexts
 from longctx.models.wrap_attention import (
     attention_heads,
     require_angles_by_position,
     wrap_attention,
 )
-from longctx.parallel.exchange import Spread
+from longctx.parallel.exchange import RowRanks
 from longctx.parallel.mesh import Mesh
 from longctx.parallel.ulysses import require_heads, ulysses
 
@@ -32,8 +34,8 @@ def share_rows(model: Any, mesh: Mesh) -> None:
     require_spreadable(decoder, mesh.sp_size)
     label = f"ulysses_{group.group_name}"
     wrap_attention(decoder, lambda attend: ulysses(attend, group), label)
-    if hasattr(model, "spread"):
-        model.spread = Spread(group)
+    if isinstance(model, ReadsContexts):
+        model.row_ranks = RowRanks(group)
 
 
 def require_spreadable(decoder: Any, sp: int) -> None:

@@ -19,7 +19,7 @@ from longctx.errors import UserError
 from longctx.parallel.mesh import Mesh
 from longctx.parallel.shard import shard
 from longctx.parallel.zero import Engine
-from longctx.recipe import Data, Recipe
+from longctx.recipe import Data, Recipe, settings_of
 from longctx.train import meter
 from longctx.train.bad_steps import DivergedError, Guard
 from longctx.train.checkpoint import reader, writer
@@ -59,12 +59,18 @@ class StepResult:
 
 
 class Scored(nn.Module):
-    """Model and loss as one module, so that one forward call runs both under any ZeRO stage."""
+    """Model and loss as one module, so that one forward call runs both under any ZeRO stage.
 
-    def __init__(self, model: nn.Module, recipe: Recipe) -> None:
+    Args:
+        model: the recipe's.
+        recipe: whose loss it is.
+        run: what the loss is told.
+    """
+
+    def __init__(self, model: nn.Module, recipe: Recipe, run: RunConfig) -> None:
         super().__init__()
         self.model = model
-        self.score: Score = recipe.loss
+        self.score: Score = partial(recipe.loss, run)
 
     def forward(self, **tensors: Tensor) -> tuple[Tensor, Tensor]:
         """(sum, count) of a batch given by its fields."""
@@ -95,6 +101,7 @@ class Trainer:
         announce: Callable[[nn.Module, Data], None] = lambda model, data: None,
         probe: Callable[[Running], dict[str, float]] | None = None,
     ) -> None:
+        settings_of(run, recipe.settings)  # a wrong one is refused before anything is read
         run.train.check_rows(mesh.dp_size)
         self.run, self.mesh = run, mesh
         self.run_dir = Path(run.run_dir)
@@ -116,7 +123,7 @@ class Trainer:
         if mesh.main:
             announce(self.model, self.data)
         optimizer = adamw(trainable.values(), run.optim)
-        scored = Scored(self.model, recipe)
+        scored = Scored(self.model, recipe, run)
         self.engine = Engine(scored, trainable, optimizer, run, mesh, weights)
         self.probe, self.running = probe, Running(self.engine, scored, mesh)
         self.step = resumed.step if resumed else 0

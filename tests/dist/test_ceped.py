@@ -38,7 +38,7 @@ def plain_run(place: Path) -> tuple[list[float], dict[str, torch.Tensor]]:
     optimizer, losses = adamw(trainable.values(), run.optim), []
     for step in range(STEPS):
         (batch,) = data.train.step(step, 0, 1)
-        total, count = RECIPE.loss(model, batch)
+        total, count = RECIPE.loss(run, model, batch)
         optimizer.zero_grad()
         (total / count).backward()
         torch.nn.utils.clip_grad_norm_(trainable.values(), run.optim.clip)

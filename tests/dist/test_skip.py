@@ -50,8 +50,8 @@ class Faulty:
     def __init__(self, bad: dict[int, str], rank: int) -> None:
         self.bad, self.rank, self.step, self.calls = bad, rank, 0, 0
 
-    def __call__(self, model, batch: Batch) -> tuple[Tensor, Tensor]:
-        total, count = RECIPE.loss(model, batch)
+    def __call__(self, run, model, batch: Batch) -> tuple[Tensor, Tensor]:
+        total, count = RECIPE.loss(run, model, batch)
         self.calls += 1
         word = self.bad.get(self.step, "") if self.rank == 1 and self.calls % 2 else ""
         where, _, what = word.partition(" ")

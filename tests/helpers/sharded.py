@@ -72,7 +72,7 @@ def plain_step(run: RunConfig, recipe) -> dict[str, torch.Tensor]:
     model, data = recipe.build_model(run), recipe.build_data(run)
     model.train()
     trainable = recipe.trainable(model)
-    parts = [recipe.loss(model, batch) for batch in data.train.step(0, 0, 1)]
+    parts = [recipe.loss(run, model, batch) for batch in data.train.step(0, 0, 1)]
     loss = sum(part[0] for part in parts) / sum(part[1] for part in parts)
     loss.backward()
     return {"loss": loss.detach(), **{n: p.grad for n, p in trainable.items()}}

@@ -3,6 +3,7 @@
 Costs what `encoder.py` does; shapes alone cost nothing.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,11 @@ from longctx.models.cepe.encoder import (
     load_encoder,
     stored_config,
 )
+
+TINY = {
+    "hidden_size": 24, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "initializer_range": 0.2,
+}  # fmt: skip
 
 
 def chosen_encoder(
@@ -57,6 +63,20 @@ def sketch_encoder(chosen: EncoderConfig, dtype: str) -> EncoderForMaskedLM:
         if chosen.architecture or chosen.path is None:
             return chosen_encoder(chosen, dtype, 0, weights=False)
         return build_encoder(_config(chosen.path), dtype)
+
+
+def tiny_encoder(chosen: EncoderConfig, tokens: int, vocab_size: int) -> EncoderConfig:
+    """The encoder of a check that trains in a second on a CPU: two layers of random weights.
+
+    Args:
+        chosen: what the run asks for; without an encoder it stays so.
+        tokens: that it must be able to read at once.
+        vocab_size: of the decoder; the mask token is one more.
+    """
+    if chosen.name == "none":
+        return chosen
+    sizes = {"vocab_size": vocab_size + 1, "max_position_embeddings": tokens}
+    return replace(chosen, path=None, architecture={**TINY, **sizes})
 
 
 def require_window(encoder: Any, tokens: int, setting: str) -> None:

@@ -5,7 +5,7 @@ What is kept is one state `[e]` a token, for all decoder layers; the encoder kee
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from longctx.errors import UserError
 BATCH_TOKENS = 32_768  # context tokens that the encoder reads in one pass
 
 
-class Spread(Protocol):
+class EncodingRanks(Protocol):
     """Ranks whose tokens see the same contexts: each encodes a part of them."""
 
     rank: int
@@ -24,6 +24,18 @@ class Spread(Protocol):
     def gather(self, part: Tensor) -> Tensor:
         """`[size*k ...]` of the `[k ...]` of each rank; gradients come back as their sum."""
         ...
+
+
+@runtime_checkable
+class ReadsContexts(Protocol):
+    """A model whose rows come with contexts.
+
+    Args:
+        row_ranks: the ranks that share a row, each of which encodes a part of its contexts. None:
+            this rank has rows of its own.
+    """
+
+    row_ranks: EncodingRanks | None
 
 
 @dataclass(frozen=True)
@@ -86,7 +98,7 @@ def encode(
     ids: Tensor,
     mask: Tensor | None,
     batch_chunks: int | None,
-    spread: Spread | None = None,
+    ranks: EncodingRanks | None = None,
 ) -> Contexts:
     """Reads checked contexts; each chunk by itself, from position 0.
 
@@ -95,7 +107,7 @@ def encode(
         ids: `[b c l]`.
         mask: `[b c l]`, True on real tokens; None: all are real.
         batch_chunks: chunks in one pass. None: `BATCH_TOKENS` tokens of them.
-        spread: ranks that encode the same contexts together. None: this one alone.
+        ranks: those that encode the same contexts together. None: this one alone.
     """
     b, c, length = ids.shape
     if not ids.numel():
@@ -105,30 +117,30 @@ def encode(
     if real is not None and bool(real.all()):
         real = None
     many = batch_chunks or max(1, BATCH_TOKENS // length)
-    chunks = _own(ids.flatten(0, 1), spread).split(many)
+    chunks = _own(ids.flatten(0, 1), ranks).split(many)
     masks: Sequence[Tensor | None] = [None] * len(chunks)
     if real is not None:
-        masks = _own(real.flatten(0, 1), spread).split(many)
+        masks = _own(real.flatten(0, 1), ranks).split(many)
     states = [
         encoder(input_ids=x, attention_mask=m, use_cache=False).last_hidden_state
         for x, m in zip(chunks, masks, strict=True)
     ]
     whole = states[0] if len(states) == 1 else torch.cat(states)
-    if spread is not None:
-        whole = spread.gather(whole)[: b * c]
+    if ranks is not None:
+        whole = ranks.gather(whole)[: b * c]
     return Contexts(whole.reshape(b, c * length, -1), None if real is None else real.flatten(1))
 
 
-def _own(chunks: Tensor, spread: Spread | None) -> Tensor:
+def _own(chunks: Tensor, ranks: EncodingRanks | None) -> Tensor:
     """Those of `[n l]` that this rank encodes, as many as every other one.
 
     The last again if need be: so all ranks call the encoder equally often, as ZeRO 3 needs, and
     nobody reads what is over.
     """
-    if spread is None:
+    if ranks is None:
         return chunks
-    each = -(-len(chunks) // spread.size)
-    index = torch.arange(spread.rank * each, spread.rank * each + each, device=chunks.device)
+    each = -(-len(chunks) // ranks.size)
+    index = torch.arange(ranks.rank * each, ranks.rank * each + each, device=chunks.device)
     return chunks[index.clamp(max=len(chunks) - 1)]
 
 

@@ -45,7 +45,7 @@ class CepeForCausalLM(PreTrainedModel, ContextGeneration, GenerationMixin):
     _supports_sdpa = True
     _supports_attention_backend = True
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
-    spread: encoded.Spread | None = None  # ranks that share rows, if there are any
+    row_ranks: encoded.EncodingRanks | None = None  # the ranks that share a row, if there are any
 
     def __init__(
         self, config: CepeConfig, decoder: Any = None, encoder: LlamaModel | None = None
@@ -151,7 +151,7 @@ class CepeForCausalLM(PreTrainedModel, ContextGeneration, GenerationMixin):
         config, mask_id = self.config.encoder_config, self.config.mask_token_id
         limit = config.vocab_size if mask_id is None else mask_id
         encoded.check(context_ids, context_mask, config.max_position_embeddings, limit)
-        return encoded.encode(self.encoder, context_ids, context_mask, batch_chunks, self.spread)
+        return encoded.encode(self.encoder, context_ids, context_mask, batch_chunks, self.row_ranks)
 
     def append(
         self, contexts: Contexts, more_ids: Tensor, more_mask: Tensor | None = None

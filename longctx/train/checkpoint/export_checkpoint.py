@@ -7,7 +7,6 @@ for any other.
 """
 
 import argparse
-import importlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +19,7 @@ from longctx.errors import UserError
 from longctx.models.export.directory import export
 from longctx.models.files import DTYPES
 from longctx.models.lora import merge_lora
+from longctx.recipe import find_recipe
 from longctx.train.checkpoint.reader import load_weights, open_checkpoint
 
 
@@ -70,7 +70,7 @@ def main() -> None:
     given = parser.parse_args()
     try:
         run = open_checkpoint(given.checkpoint).meta["run"]
-        recipe = importlib.import_module(run["builder"]).RECIPE
+        recipe = find_recipe(run["builder"])
         export_checkpoint(given.checkpoint, recipe.build_model, given.directory)
     except UserError as error:
         sys.exit(_fail(error))

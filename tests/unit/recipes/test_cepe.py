@@ -33,10 +33,10 @@ def tiny(place, recipe, *more):
     return cepe_run(recipe, place / "decoder", place / "store", place / "run", *more)
 
 
-def step(recipe, model, batch, optimizer=None):
+def step(recipe, run, model, batch, optimizer=None):
     """Gradients of one step by name; None where there is none."""
     model.zero_grad()
-    total, count = recipe.RECIPE.loss(model, batch)
+    total, count = recipe.RECIPE.loss(run, model, batch)
     (total / count).backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     if optimizer is not None:
@@ -54,7 +54,7 @@ def test_only_what_was_added_trains(place, train_encoder):
     optimizer = adamw(trainable.values(), run.optim)
     for n in range(3):
         for batch in data.train.step(n, 0, 1):
-            step(cepe, model, batch, optimizer)
+            step(cepe, run, model, batch, optimizer)
     changed = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
     assert changed == set(trainable)
     cross = {name for name in before if ".cross_attn." in name}
@@ -75,7 +75,7 @@ def test_from_zero_only_the_output_projection_moves_at_first(place):
             model.hidden_states(first.tokens, first.positions, first.contexts), hidden
         )
     for n, batch in enumerate((first, second)):
-        grads = step(cepe, model, batch, optimizer)
+        grads = step(cepe, run, model, batch, optimizer)
         awake = {name for name, g in grads.items() if g is not None and g.abs().max() > 0}
         outputs = {name for name in grads if ".cross_attn.o_proj" in name}
         assert awake == (set(cepe.RECIPE.trainable(model)) if n else outputs)
@@ -86,7 +86,7 @@ def test_contexts_change_the_loss_and_never_what_is_scored(place):
     model = cepe.build_model(run)
     (batch, *_) = cepe.build_data(run).train.step(0, 0, 1)
     other = replace(batch, contexts=batch.contexts.flip(2))
-    (loss, count), (changed, same) = (cepe.RECIPE.loss(model, b) for b in (batch, other))
+    (loss, count), (changed, same) = (cepe.RECIPE.loss(run, model, b) for b in (batch, other))
     assert loss.item() != changed.item()
     assert int(count) == int(same) == batch.scored == int((batch.labels != IGNORE).sum())
     # A row knows the token after its last one, unless its document ends there.
@@ -112,12 +112,11 @@ def test_the_warm_up_learns_to_copy(tmp_path, lab_model):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(n, 250, run.optim)
         (batch,) = data.train.step(n, 0, 1)
-        step(cepe, model, batch, optimizer)
+        step(cepe, run, model, batch, optimizer)
     (batch,) = data.train.step(250, 0, 1)
     wrong = replace(batch, contexts=batch.contexts.roll(1, 0))
-    found = [
-        total.item() / int(count) for total, count in (cepe.loss(model, b) for b in (batch, wrong))
-    ]
+    losses = [cepe.loss(run, model, b) for b in (batch, wrong)]
+    found = [total.item() / int(count) for total, count in losses]
     assert found[0] < math.log(28) - 0.5 and found[1] > math.log(28), found
 
 

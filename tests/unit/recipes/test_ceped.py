@@ -71,7 +71,7 @@ def test_loss_is_cross_entropy_and_divergence_of_both_models(place, mode):
         if mode == "topk_rest":
             p, q = (torch.cat([x, 1 - x.sum(-1, keepdim=True)], -1) for x in (p, q))
         want = ce + 0.7 * 1.5**2 * (p * (p / q).log()).sum()
-    got, count = ceped.RECIPE.loss(model, batch)
+    got, count = ceped.RECIPE.loss(run, model, batch)
     torch.testing.assert_close(got, want, rtol=1e-5, atol=0)
     assert int(count) == batch.scored
 
@@ -79,7 +79,7 @@ def test_loss_is_cross_entropy_and_divergence_of_both_models(place, mode):
 def test_without_weight_it_is_cepe(place):
     run = tiny(place, "cepe.init=copy", "kl.weight=0")
     model, batch = ceped.build_model(run), first(run)
-    losses = [recipe.RECIPE.loss(model, batch)[0] for recipe in (ceped, cepe)]
+    losses = [recipe.RECIPE.loss(run, model, batch)[0] for recipe in (ceped, cepe)]
     torch.testing.assert_close(*losses, rtol=1e-6, atol=0)
 
 
@@ -93,7 +93,7 @@ def test_only_the_student_learns(place):
     losses = []
     for _ in range(15):
         optimizer.zero_grad()
-        sums = [ceped.RECIPE.loss(model, batch) for batch in batches]
+        sums = [ceped.RECIPE.loss(run, model, batch) for batch in batches]
         loss = sum(s for s, _ in sums) / sum(n for _, n in sums)
         loss.backward()
         optimizer.step()
@@ -121,7 +121,7 @@ def test_a_stored_teacher_trains_as_the_one_on_line(place, tmp_path):
             results = []
             for batch in (ours, theirs):
                 model.zero_grad()
-                loss, _ = ceped.RECIPE.loss(model, batch)
+                loss, _ = ceped.RECIPE.loss(stored, model, batch)
                 loss.backward()
                 weights = ceped.RECIPE.trainable(model).values()
                 results.append((loss.detach(), torch.cat([p.grad.flatten() for p in weights])))
@@ -135,7 +135,7 @@ def test_held_out_rows_ask_the_teacher_on_line(place, tmp_path):
     write(run, mesh.start())
     (batch, *_) = ceped.build_data(run).held_out.step(0, 0, 1)
     assert batch.teacher_ids is None
-    loss, _ = ceped.RECIPE.loss(ceped.build_model(run), batch)
+    loss, _ = ceped.RECIPE.loss(run, ceped.build_model(run), batch)
     assert loss.isfinite()
 
 
