@@ -78,11 +78,12 @@ def calls(shapes: Shapes, device: torch.device) -> dict[str, Callable[..., Any]]
     method = DualChunk().for_window(shapes.window)
     inv_freq = 10000.0 ** -(torch.arange(0, shapes.dim, 2, device=device) / shapes.dim)
     layer = nn.Module()
-    layer.__dict__.update(layer_idx=0, rotary=types.SimpleNamespace(inv_freq=inv_freq))
+    layer.layer_idx = 0  # type: ignore[assignment]
+    rotary = types.SimpleNamespace(inv_freq=inv_freq)
 
     def dca(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         positions = torch.arange(q.shape[2], device=device)[None]
-        return method.attend(layer, q, k, v, None, position_ids=positions)[0]
+        return method.attend(layer, q, k, v, None, position_ids=positions, rotary=rotary)[0]
 
     def sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)

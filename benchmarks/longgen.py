@@ -28,10 +28,10 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 
 from benchmarks.measuring import keep, seconds  # noqa: E402
-from longctx.attention.ops.evicted import cache_bytes as formula  # noqa: E402
-from longctx.models.choose import attention_method  # noqa: E402
+from longctx.attention.method import EvictingMethod  # noqa: E402
 from longctx.models.evicting_cache import cache_bytes  # noqa: E402
-from longctx.models.load import RECORD, build_model  # noqa: E402
+from longctx.models.export.restore import recorded  # noqa: E402
+from longctx.models.load import build_model  # noqa: E402
 
 DECODED = 16  # tokens that one timed call decodes
 LONGEST = 60.0  # seconds that one call may take
@@ -111,24 +111,13 @@ def model_of(shapes: Shapes, attention: dict[str, Any], device: torch.device) ->
     return model
 
 
-def pairs(model: Any, length: int) -> list[float]:
-    """Query-key pairs of each layer and head: full layers all of them, sparse ones what is seen."""
-    record = getattr(model.config, RECORD, None)
-    layers, whole = model.config.num_hidden_layers, length * (length + 1) / 2
-    if record is None:
-        return [whole] * layers
-    method = attention_method(record)
-    sparse = float(method.seen(torch.arange(length)).double().sum())
-    return [sparse if method.evicts(layer) else whole for layer in range(layers)]
-
-
 def flops(shapes: Shapes, model: Any, length: int, training: bool) -> float:
     """Of one pass. Matrix products: a weight 1 forward and 2 backward, a score 2 and 5."""
     hidden = shapes.heads * shapes.dim
     weights = 4 * hidden**2 + 3 * hidden * shapes.ffn
     again = 1 if shapes.checkpointing else 0
     linear, scores = (3 + again, 7 + 2 * again) if training else (1, 2)
-    attended = sum(pairs(model, length)) * 2 * hidden
+    attended = recorded(model.config).pairs(torch.arange(length), shapes.layers) * 2 * hidden
     return float(linear * 2 * length * weights * shapes.layers + scores * attended)
 
 
@@ -140,25 +129,21 @@ def bytes_read(model: Any, length: int) -> float:
     """
     table = model.get_input_embeddings().weight.numel()
     weights = (sum(p.numel() for p in model.parameters()) - table) * model.dtype.itemsize
-    config, record = model.config, getattr(model.config, RECORD, None)
-    method = attention_method(record) if record else None
+    config, method = model.config, recorded(model.config)
+    ring = isinstance(method, EvictingMethod) and method.ring() is not None
     token = 2 * config.num_key_value_heads * config.head_dim * model.dtype.itemsize
     moved = 0
     for layer in range(config.num_hidden_layers):
-        sparse = method is not None and method.evicts(layer)
-        kept = method.kept_tokens(length) if sparse else length
-        moved += token * kept * (1 if sparse and hasattr(method, "ring") else 3)
+        once = ring and not method.is_full(layer)
+        moved += token * method.cache_tokens(length, layer) * (1 if once else 3)
     return float(weights + moved)
 
 
 def held(model: Any, length: int) -> int:
     """Bytes of the cache after `length` tokens, by the formula."""
-    config, record = model.config, getattr(model.config, RECORD, None)
-    layers, heads, dim = config.num_hidden_layers, config.num_key_value_heads, config.head_dim
-    if record is None:
-        return 2 * layers * heads * dim * length * int(model.dtype.itemsize)
-    method = attention_method(record)
-    return formula(method, layers, heads, dim, length, model.dtype.itemsize)
+    layers, heads = model.config.num_hidden_layers, model.config.num_key_value_heads
+    sizes = layers, heads, model.config.head_dim, length, int(model.dtype.itemsize)
+    return recorded(model.config).cache_bytes(*sizes)
 
 
 def training_step(model: Any, tokens: torch.Tensor) -> None:

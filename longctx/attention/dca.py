@@ -11,24 +11,23 @@ Source: An et al. 2402.17463, sections 3.1-3.4.
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from longctx.attention.ops import causal
+from longctx.attention.method import LayerCall, Method
 from longctx.attention.ops.merge import attend
 from longctx.attention.ops.parts import Block, Part
 from longctx.errors import UserError
 
-NAME = "dca"
 PRESETS = ("paper", "reference_code")
 ROWS = 1024  # of a block at most: what is held beside the operands is a few blocks of queries
 INTRA, INTER, ALL = "intra", "intra+inter", "intra+inter+succ"
 
 
 @dataclass(frozen=True)
-class DualChunk:
+class DualChunk(Method):
     """The numbers of Dual Chunk Attention; those not given follow from the model's window L.
 
     Args:
@@ -49,7 +48,7 @@ class DualChunk:
         UserError: if the numbers do not fit together.
     """
 
-    turns_queries: ClassVar[bool] = True  # attend needs the rotary module
+    turns_queries: ClassVar[bool] = True
 
     chunk_len: int | None = None
     local_window: int | None = None
@@ -104,6 +103,10 @@ class DualChunk:
             )
         return replace(self, chunk_len=s, max_positions=c, local_window=local or max(1, c - s))
 
+    def shrunk(self, layers: int, of_layers: int) -> "DualChunk":
+        """The sizes that follow from the tiny model's window; see `Method.shrunk`."""
+        return replace(self, chunk_len=None, local_window=None, max_positions=None)
+
     def key_positions(self, positions: Tensor) -> Tensor:
         """Where keys (and queries, before their turns) are rotated to: `j mod s`."""
         return positions % self._s
@@ -120,7 +123,7 @@ class DualChunk:
         return torch.where(inside < self.local_window, self._s + inside, last)
 
     def definition(self, i: Tensor, j: Tensor, layer: int, head: Tensor) -> tuple[Tensor, Tensor]:
-        """Which pairs attend, and at which rotary distance; see `Full.definition`.
+        """Which pairs attend, and at which rotary distance; see `Method.definition`.
 
         Source: 2402.17463, eq. 4, 6 and 8.
         """
@@ -132,37 +135,8 @@ class DualChunk:
         live = j <= i if self.parts != INTRA else (j <= i) & (chunks == 0)
         return live, at - j % self._s
 
-    def attend(
-        self,
-        module: nn.Module,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attention_mask: Tensor | None,
-        scaling: float | None = None,
-        dropout: float = 0.0,
-        **kwargs: Any,
-    ) -> tuple[Tensor, None]:
-        """The fast path, with transformers' attention-interface signature; see `Full.attend`.
-
-        Queries and keys come rotated to `key_positions`; `module.rotary` holds the frequencies.
-
-        Raises:
-            UserError: if a mask or argument asks for something that would not be honoured.
-        """
-        rotary: Any = module.rotary
-
-        def document(q: Tensor, k: Tensor, v: Tensor, first: int) -> Tensor:
-            return self._document(q, k, v, first, rotary.inv_freq, scaling)
-
-        return causal.by_documents(
-            NAME, module, query, key, value, attention_mask, dropout, kwargs, document
-        )
-
-    def _document(
-        self, q: Tensor, k: Tensor, v: Tensor, first: int, inv_freq: Tensor, scaling: float | None
-    ) -> Tensor:
-        """The last m tokens of a document of n, whose first is at position `first`."""
+    def document(self, q: Tensor, k: Tensor, v: Tensor, first: int, call: LayerCall) -> Tensor:
+        """The fast path of one document; see `Method.document`."""
         assert self.max_positions is not None
         m, n = q.shape[2], k.shape[2]
         at = torch.arange(first + n - m, first + n, device=q.device)
@@ -173,7 +147,7 @@ class DualChunk:
         inside = at % self._s
         turns = {"succ": self._succ(inside) - inside, "inter": self.max_positions - 1 - inside}
         blocks = list(self._blocks(m, n, first))
-        return attend(q, k, v, blocks, turns, inv_freq, scaling)
+        return attend(q, k, v, blocks, turns, call.inv_freq, call.scaling)
 
     def _blocks(self, m: int, n: int, first: int) -> Iterator[Block]:
         """The last m of n tokens, a chunk or less at a time, with their keys; indices from 0."""
@@ -183,16 +157,14 @@ class DualChunk:
             rest = min((chunk + 1) * self._s - first, n) - row
             stop = row + math.ceil(rest / math.ceil(rest / ROWS))  # alike, and none too short
             own, before = (max(x * self._s - first, 0) for x in (chunk, chunk - 1))
-            parts = [Part(row, stop, causal=True)]
-            if own < row:  # earlier tokens of the chunk, in a block before or from a cache
-                parts.append(Part(own, row))
-            if before < own and self.parts == ALL:
+            # After its own: earlier tokens of the chunk, in a block before or from a cache.
+            parts = [Part(row, stop, causal=True), Part(own, row)]
+            if self.parts == ALL:
                 parts.append(Part(before, own, "succ"))
-            seen = {ALL: before, INTER: own, INTRA: 0}[self.parts]
-            if seen > 0:
-                parts.append(Part(0, seen, "inter"))
+            parts.append(Part(0, {ALL: before, INTER: own, INTRA: 0}[self.parts], "inter"))
             yield Block(row - (n - m), stop - (n - m), parts)
             row = stop
 
-
-NUMBERS = DualChunk
+    def seen(self, past: Tensor, layer: int) -> Tensor:
+        """Keys that a query sees; see `Method.seen`."""
+        return past % self._s + 1 if self.parts == INTRA else past + 1

@@ -6,21 +6,20 @@ Cost: s (G + W) pairs. The cache keeps every key.
 Source: Han et al. 2308.16137, section 4.1, and its code for the position of the first tokens.
 """
 
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from longctx.attention.ops import causal, segments, sinks_window
+from longctx.attention.method import LayerCall, Method
+from longctx.attention.ops import sinks_window
 from longctx.attention.ops.merge import attend
 from longctx.errors import UserError
 
-NAME = "lm_infinite"
-
 
 @dataclass(frozen=True)
-class LmInfinite:
+class LmInfinite(Method):
     """The numbers of LM-Infinite.
 
     Args:
@@ -31,7 +30,8 @@ class LmInfinite:
         UserError: if a number is too small.
     """
 
-    turns_queries: ClassVar[bool] = True  # attend needs the rotary module
+    turns_queries: ClassVar[bool] = True
+    from_beginning: ClassVar[bool] = True
 
     first: int = 10
     window: int | None = None
@@ -54,48 +54,30 @@ class LmInfinite:
             )
         return LmInfinite(self.first, self.window or window)
 
+    def shrunk(self, layers: int, of_layers: int) -> "LmInfinite":
+        """Two first tokens and the window of the tiny model; see `Method.shrunk`."""
+        return replace(self, first=2, window=None)
+
     @property
     def _window(self) -> int:
         assert self.window is not None, "for_window makes the numbers"
         return self.window
 
     def definition(self, i: Tensor, j: Tensor, layer: int, head: Tensor) -> tuple[Tensor, Tensor]:
-        """Which pairs attend, and at which rotary distance; see `Full.definition`."""
+        """Which pairs attend, and at which rotary distance; see `Method.definition`."""
         near = i - j < self._window
         return (j <= i) & (near | (j < self.first)), torch.clamp(i - j, max=self._window)
 
-    def attend(
-        self,
-        module: nn.Module,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attention_mask: Tensor | None,
-        scaling: float | None = None,
-        dropout: float = 0.0,
-        **kwargs: Any,
-    ) -> tuple[Tensor, None]:
-        """The fast path, with transformers' attention-interface signature; see `Full.attend`.
+    def document(self, q: Tensor, k: Tensor, v: Tensor, first: int, call: LayerCall) -> Tensor:
+        """The fast path of one document; see `Method.document`."""
+        m, n = q.shape[2], k.shape[2]
+        turns = {
+            "cap": self._window - torch.arange(n - m, n, device=q.device),
+            "zero": -torch.arange(n, device=q.device),
+        }
+        blocks = list(sinks_window.blocks(m, n, self._window, self.first, "cap", "zero"))
+        return attend(q, k, v, blocks, turns, call.inv_freq, call.scaling)
 
-        Raises:
-            UserError: if a mask or argument asks for something that would not be honoured, or a
-                document does not start at position 0.
-        """
-        rotary: Any = module.rotary
-
-        def document(q: Tensor, k: Tensor, v: Tensor, first: int) -> Tensor:
-            segments.require_beginning(NAME, first)
-            m, n = q.shape[2], k.shape[2]
-            turns = {
-                "cap": self._window - torch.arange(n - m, n, device=q.device),
-                "zero": -torch.arange(n, device=q.device),
-            }
-            parts = list(sinks_window.blocks(m, n, self._window, self.first, "cap", "zero"))
-            return attend(q, k, v, parts, turns, rotary.inv_freq, scaling)
-
-        return causal.by_documents(
-            NAME, module, query, key, value, attention_mask, dropout, kwargs, document
-        )
-
-
-NUMBERS = LmInfinite
+    def seen(self, past: Tensor, layer: int) -> Tensor:
+        """Keys that a query sees; see `Method.seen`."""
+        return (past + 1).clamp(max=self.first + self._window)

@@ -1,4 +1,4 @@
-"""LongGen with strided blocks: most layers see recent blocks, and every so manieth of the others.
+"""LongGen with strided blocks: most layers see recent blocks, and a strided few of the older ones.
 
 With B tokens a block, query block I and key block J, a sparse layer of key head h sees
 
@@ -16,25 +16,25 @@ from itertools import groupby
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from longctx.attention.ops import causal, evicted, merge, segments
+from longctx.attention.method import EvictingMethod, LayerCall
+from longctx.attention.ops import causal, full_layers, merge
 from longctx.attention.ops.parts import Block, Part
 from longctx.errors import UserError
 
-NAME = "longgen_blocks"
 ROWS = 512  # of a chunk, about; fewer where the recent blocks are fewer
 CHUNKS = 4  # of a block for `merge.py`
 
 
 @dataclass(frozen=True)
-class LongGenBlocks:
+class LongGenBlocks(EvictingMethod):
     """The numbers of LongGen with strided blocks.
 
     Args:
         block_size: B, tokens.
         local_blocks: recent blocks that a query sees, its own included.
-        stride: every so manieth block stays visible.
+        stride: of `stride` blocks in a row one stays visible for good.
         offset: added to the block's number; the public code of Phi-3-small has 1.
         heads_share: all heads see the same blocks; else heads are `stride // key_heads` apart.
         full_layers: `hourglass`, the middle third, or a list of layer indices.
@@ -50,7 +50,7 @@ class LongGenBlocks:
     stride: int = 128
     offset: int = 0
     heads_share: bool = False
-    full_layers: str | Sequence[int] = evicted.HOURGLASS
+    full_layers: str | Sequence[int] = full_layers.HOURGLASS
     heads: int | None = None
     key_heads: int | None = None
 
@@ -65,7 +65,7 @@ class LongGenBlocks:
                 f"attention.offset={self.offset} must be from 0 to attention.stride - 1 = "
                 f"{self.stride - 1}"
             )
-        evicted.check_full_layers(self.full_layers)
+        full_layers.check(self.full_layers)
 
     def for_layers(self, layers: int, heads: int, key_heads: int) -> "LongGenBlocks":
         """The same with the full layers as a list, and the heads that share a pattern.
@@ -80,8 +80,8 @@ class LongGenBlocks:
         """
         if heads % key_heads:
             raise UserError(
-                f"attention {NAME!r} has one pattern a key head, and {key_heads} key heads do not "
-                f"divide {heads} heads"
+                f"attention {self.name!r} has one pattern a key head, and {key_heads} key heads "
+                f"do not divide {heads} heads"
             )
         for name, given, have in (
             ("heads", self.heads, heads),
@@ -89,12 +89,12 @@ class LongGenBlocks:
         ):
             if given not in (None, have):
                 raise UserError(f"attention.{name}={given}, and the model has {have}")
-        full = evicted.resolved(self.full_layers, layers)
+        full = full_layers.resolved(self.full_layers, layers)
         return replace(self, full_layers=full, heads=heads, key_heads=key_heads)
 
     @property
     def whole(self) -> int:
-        """See `evicted.Pattern`."""
+        """See `EvictingMethod.whole`."""
         return self.block_size * self.local_blocks - 1
 
     @property
@@ -107,10 +107,22 @@ class LongGenBlocks:
         """The first strided block of a key head: a number, or a tensor of them."""
         return (-key_head * self.step - self.offset) % self.stride
 
-    def evicts(self, layer: int) -> bool:
-        """Whether a layer is sparse."""
+    def shrunk(self, layers: int, of_layers: int) -> "LongGenBlocks":
+        """Blocks of four tokens, the full layers at the same places; see `Method.shrunk`."""
+        return replace(
+            self, block_size=4, local_blocks=2, stride=4, offset=self.offset % 4,
+            heads=None, key_heads=None,
+            full_layers=full_layers.scaled(self.full_layers, layers, of_layers),
+        )  # fmt: skip
+
+    def is_full(self, layer: int) -> bool:
+        """Whether a layer sees everything."""
         assert not isinstance(self.full_layers, str), "for_layers makes the list"
-        return layer not in self.full_layers
+        return layer in self.full_layers
+
+    def expected_key_heads(self) -> int | None:
+        """Key heads of the model; see `Method.expected_key_heads`."""
+        return self.key_heads
 
     def kept_tokens(self, past: int) -> int:
         """Entries a sparse layer holds per key head after `past` tokens; never falls with `past`.
@@ -130,8 +142,10 @@ class LongGenBlocks:
         local = past - max(0, block - self.local_blocks + 1) * self.block_size
         return strided * self.block_size + local
 
-    def seen(self, past: Tensor) -> Tensor:
-        """Keys that a query after so many tokens sees in a sparse layer; mean over key heads."""
+    def seen(self, past: Tensor, layer: int) -> Tensor:
+        """Keys that a query sees, mean over key heads; see `Method.seen`."""
+        if self.is_full(layer):
+            return past + 1
         assert self.key_heads is not None
         block = past // self.block_size
         local = past + 1 - (block - self.local_blocks + 1).clamp(min=0) * self.block_size
@@ -141,7 +155,7 @@ class LongGenBlocks:
         return local + strided * self.block_size
 
     def kept_positions(self, past: Tensor, key_heads: Tensor) -> Tensor:
-        """Positions of those entries, `[b h|1 K]`; see `evicted.Pattern`."""
+        """Positions of those entries, `[b h|1 K]`; see `EvictingMethod`."""
         size, kept = self.block_size, self.kept_tokens(int(past.max()))
         past = past[:, None, None]
         first = self.first(key_heads[: 1 if self.heads_share else None])[None, :, None]
@@ -159,52 +173,20 @@ class LongGenBlocks:
         return (j <= i) & ((query - block < self.local_blocks) | strided)
 
     def definition(self, i: Tensor, j: Tensor, layer: int, head: Tensor) -> tuple[Tensor, Tensor]:
-        """Which pairs attend, and at which rotary distance; see `Full.definition`."""
+        """Which pairs attend, and at which rotary distance; see `Method.definition`."""
         assert self.heads is not None
         assert self.key_heads is not None
         key_head = head // (self.heads // self.key_heads)
-        return self.sees(i, j, key_head) if self.evicts(layer) else j <= i, i - j
+        return j <= i if self.is_full(layer) else self.sees(i, j, key_head), i - j
 
-    def attend(
-        self,
-        module: nn.Module,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attention_mask: Tensor | None,
-        scaling: float | None = None,
-        dropout: float = 0.0,
-        **kwargs: Any,
-    ) -> tuple[Tensor, None]:
-        """The fast path, with transformers' attention-interface signature; see `Full.attend`.
-
-        `key_heads` `[hk]` in `kwargs`: their numbers in the model, where these are only some.
-
-        Raises:
-            UserError: if a mask or argument asks for something that would not be honoured, a
-                document of a sparse layer does not start at position 0, or the heads given are
-                not the model's.
-        """
-        given = kwargs.get("key_heads")
-        if given is None and self.key_heads != key.shape[1]:
-            raise UserError(
-                f"attention {NAME!r} of {self.key_heads} key heads got {key.shape[1]}: which ones?"
-            )
-        heads = list(range(key.shape[1])) if given is None else given.tolist()
-        firsts = [self.first(head) for head in heads]
-
-        def document(q: Tensor, k: Tensor, v: Tensor, first: int) -> Tensor:
-            segments.require_beginning(NAME, first)
-            n = q.shape[2]
-            if n <= self.local_blocks * self.block_size:
-                return causal.sdpa(q, k, v, scaling, 0.0, causal=n > 1)
-            k, v = (self._with_strided(x, firsts) for x in (k, v))
-            return merge.attend(q, k, v, list(self._blocks(n, firsts)), {}, None, scaling)
-
-        return evicted.attend(
-            self, NAME, module, (query, key, value), attention_mask, scaling, dropout, kwargs,
-            document,
-        )  # fmt: skip
+    def document(self, q: Tensor, k: Tensor, v: Tensor, first: int, call: LayerCall) -> Tensor:
+        """The fast path of one document of a sparse layer; see `Method.document`."""
+        n = q.shape[2]
+        if n <= self.local_blocks * self.block_size:
+            return causal.sdpa(q, k, v, call.scaling, 0.0, causal=n > 1)
+        firsts = [self.first(head) for head in call.key_heads]
+        k, v = (self._with_strided(x, firsts) for x in (k, v))
+        return merge.attend(q, k, v, list(self._blocks(n, firsts)), {}, None, call.scaling)
 
     def _with_strided(self, x: Tensor, firsts: list[int]) -> Tensor:
         """`x` `[b hk n d]`, and after it each head's strided blocks that leave the recent ones."""
@@ -231,15 +213,14 @@ class LongGenBlocks:
                 chunk *= 2
             stop = row + min(CHUNKS, rest // chunk) * chunk
             parts = [*_recent(row, stop, chunk, window, size), *self._strided(row, stop, n, firsts)]
-            yield Block(row, stop, [part for part in parts if part.start < part.stop])
+            yield Block(row, stop, parts)
 
     def _strided(self, row: int, stop: int, n: int, firsts: list[int]) -> Iterator[Part]:
         """Blocks that left the recent ones before these rows, and those that leave in them."""
         size, local = self.block_size, self.local_blocks
         before, after = row // size - local, (stop - 1) // size - local
         for count, heads in _runs([_count(r, before, self.stride) for r in firsts]):
-            if count:
-                yield Part(n, n + count * size, heads=heads)
+            yield Part(n, n + count * size, heads=heads)
         for block in range(before + 1, after + 1):
             slots = [divmod(block - r, self.stride) for r in firsts]
             for (slot, rest), heads in _runs(slots):
@@ -277,6 +258,3 @@ def _recent(row: int, stop: int, chunk: int, window: int, size: int) -> Iterator
         yield Part(row - window, stop - window, fold=size)
         for start in range(row, stop, chunk):
             yield Part(start + chunk - window, start, rows=(start - row, start - row + chunk))
-
-
-NUMBERS = LongGenBlocks

@@ -8,19 +8,17 @@ Source: Ge et al. 2410.01485; numbers are ours.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from longctx.attention.ops import causal, evicted, merge, segments, sinks_window
+from longctx.attention.method import EvictingMethod, LayerCall
+from longctx.attention.ops import causal, full_layers, merge, sinks_window
 from longctx.errors import UserError
-
-NAME = "longgen_window"
 
 
 @dataclass(frozen=True)
-class LongGenWindow:
+class LongGenWindow(EvictingMethod):
     """The numbers of LongGen with sinks and a window.
 
     Args:
@@ -34,7 +32,7 @@ class LongGenWindow:
 
     sink_tokens: int = 64
     window_tokens: int = 1984
-    full_layers: str | Sequence[int] = evicted.HOURGLASS
+    full_layers: str | Sequence[int] = full_layers.HOURGLASS
 
     def __post_init__(self) -> None:
         if self.sink_tokens < 0:
@@ -43,7 +41,7 @@ class LongGenWindow:
             raise UserError(f"attention.window_tokens={self.window_tokens} must be at least 1")
         if self.whole < 2:
             raise UserError("attention.sink_tokens + attention.window_tokens must be at least 2")
-        evicted.check_full_layers(self.full_layers)
+        full_layers.check(self.full_layers)
 
     def for_layers(self, layers: int, heads: int, key_heads: int) -> "LongGenWindow":
         """The same with the full layers as a list.
@@ -56,17 +54,22 @@ class LongGenWindow:
         Raises:
             UserError: if a full layer is none of the model's.
         """
-        return replace(self, full_layers=evicted.resolved(self.full_layers, layers))
+        return replace(self, full_layers=full_layers.resolved(self.full_layers, layers))
 
     @property
     def whole(self) -> int:
-        """See `evicted.Pattern`."""
+        """See `EvictingMethod.whole`."""
         return self.sink_tokens + self.window_tokens
 
-    def evicts(self, layer: int) -> bool:
-        """Whether a layer is sparse."""
+    def shrunk(self, layers: int, of_layers: int) -> "LongGenWindow":
+        """Sixteen tokens, and the full layers at the same places; see `Method.shrunk`."""
+        full = full_layers.scaled(self.full_layers, layers, of_layers)
+        return replace(self, sink_tokens=4, window_tokens=12, full_layers=full)
+
+    def is_full(self, layer: int) -> bool:
+        """Whether a layer sees everything."""
         assert not isinstance(self.full_layers, str), "for_layers makes the list"
-        return layer not in self.full_layers
+        return layer in self.full_layers
 
     def ring(self) -> tuple[int, int]:
         """(S, W): once both are full, a token takes the place of the oldest in the window."""
@@ -76,12 +79,12 @@ class LongGenWindow:
         """Entries a sparse layer holds per key head after `past` tokens."""
         return min(past, self.whole)
 
-    def seen(self, past: Tensor) -> Tensor:
-        """Keys that a query after so many tokens sees in a sparse layer, its own included."""
-        return (past + 1).clamp(max=self.whole)
+    def seen(self, past: Tensor, layer: int) -> Tensor:
+        """Keys that a query sees; see `Method.seen`."""
+        return past + 1 if self.is_full(layer) else (past + 1).clamp(max=self.whole)
 
     def kept_positions(self, past: Tensor, key_heads: Tensor) -> Tensor:
-        """Positions of those entries, `[b 1 K]`; see `evicted.Pattern`."""
+        """Positions of those entries, `[b 1 K]`; see `EvictingMethod`."""
         kept = self.kept_tokens(int(past.max()))
         count = past.clamp(max=self.whole)[:, None]
         index = torch.arange(kept, device=past.device) - (kept - count)
@@ -93,42 +96,16 @@ class LongGenWindow:
         return (j <= i) & ((j < self.sink_tokens) | (i - j < self.window_tokens))
 
     def definition(self, i: Tensor, j: Tensor, layer: int, head: Tensor) -> tuple[Tensor, Tensor]:
-        """Which pairs attend, and at which rotary distance; see `Full.definition`."""
-        return self.sees(i, j, head) if self.evicts(layer) else j <= i, i - j
+        """Which pairs attend, and at which rotary distance; see `Method.definition`."""
+        return j <= i if self.is_full(layer) else self.sees(i, j, head), i - j
 
-    def attend(
-        self,
-        module: nn.Module,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attention_mask: Tensor | None,
-        scaling: float | None = None,
-        dropout: float = 0.0,
-        **kwargs: Any,
-    ) -> tuple[Tensor, None]:
-        """The fast path, with transformers' attention-interface signature; see `Full.attend`.
-
-        Raises:
-            UserError: if a mask or argument asks for something that would not be honoured, or a
-                document of a sparse layer does not start at position 0.
-        """
-
-        def document(q: Tensor, k: Tensor, v: Tensor, first: int) -> Tensor:
-            segments.require_beginning(NAME, first)
-            n = q.shape[2]
-            if n <= self.whole:
-                return causal.sdpa(q, k, v, scaling, 0.0, causal=n > 1)
-            # A GPU's kernel skips what is not seen, so there a chunk may be all of a window.
-            rows = self.window_tokens if q.is_cuda else None
-            sizes = n, n, self.window_tokens, self.sink_tokens
-            parts = list(sinks_window.blocks(*sizes, None, None, rows))
-            return merge.attend(q, k, v, parts, {}, None, scaling)
-
-        return evicted.attend(
-            self, NAME, module, (query, key, value), attention_mask, scaling, dropout, kwargs,
-            document,
-        )  # fmt: skip
-
-
-NUMBERS = LongGenWindow
+    def document(self, q: Tensor, k: Tensor, v: Tensor, first: int, call: LayerCall) -> Tensor:
+        """The fast path of one document of a sparse layer; see `Method.document`."""
+        n = q.shape[2]
+        if n <= self.whole:
+            return causal.sdpa(q, k, v, call.scaling, 0.0, causal=n > 1)
+        # A GPU's kernel skips what is not seen, so there a chunk may be all of a window.
+        rows = self.window_tokens if q.is_cuda else None
+        sizes = n, n, self.window_tokens, self.sink_tokens
+        blocks = list(sinks_window.blocks(*sizes, None, None, rows))
+        return merge.attend(q, k, v, blocks, {}, None, call.scaling)

@@ -7,21 +7,20 @@ Cost: s (S + W) pairs. The cache here still keeps every key; evicting them would
 Source: Xiao et al. 2309.17453, section 3.2.
 """
 
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from longctx.attention.ops import causal, segments, sinks_window
+from longctx.attention.method import LayerCall, Method
+from longctx.attention.ops import sinks_window
 from longctx.attention.ops.merge import attend
 from longctx.errors import UserError
 
-NAME = "streaming"
-
 
 @dataclass(frozen=True)
-class Streaming:
+class Streaming(Method):
     """The numbers of StreamingLLM.
 
     Args:
@@ -33,7 +32,8 @@ class Streaming:
         UserError: if a number is too small.
     """
 
-    turns_queries: ClassVar[bool] = True  # attend needs the rotary module
+    turns_queries: ClassVar[bool] = True
+    from_beginning: ClassVar[bool] = True
 
     sinks: int = 4
     window: int | None = None
@@ -58,48 +58,30 @@ class Streaming:
             )
         return chosen
 
+    def shrunk(self, layers: int, of_layers: int) -> "Streaming":
+        """Two sinks, and a window from the tiny model's; see `Method.shrunk`."""
+        return replace(self, sinks=2, window=None)
+
     @property
     def _window(self) -> int:
         assert self.window is not None, "for_window makes the numbers"
         return self.window
 
     def definition(self, i: Tensor, j: Tensor, layer: int, head: Tensor) -> tuple[Tensor, Tensor]:
-        """Which pairs attend, and at which rotary distance; see `Full.definition`."""
+        """Which pairs attend, and at which rotary distance; see `Method.definition`."""
         near = i - j < self._window
         newest = torch.full_like(i, self.sinks + self._window - 1)
         distance = torch.where(near, i - j, torch.minimum(i, newest) - j)
         return (j <= i) & (near | (j < self.sinks)), distance
 
-    def attend(
-        self,
-        module: nn.Module,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attention_mask: Tensor | None,
-        scaling: float | None = None,
-        dropout: float = 0.0,
-        **kwargs: Any,
-    ) -> tuple[Tensor, None]:
-        """The fast path, with transformers' attention-interface signature; see `Full.attend`.
+    def document(self, q: Tensor, k: Tensor, v: Tensor, first: int, call: LayerCall) -> Tensor:
+        """The fast path of one document; see `Method.document`."""
+        m, n = q.shape[2], k.shape[2]
+        newest = self.sinks + self._window - 1
+        turns = {"sinks": (newest - torch.arange(n - m, n, device=q.device)).clamp(max=0)}
+        blocks = list(sinks_window.blocks(m, n, self._window, self.sinks, "sinks", None))
+        return attend(q, k, v, blocks, turns, call.inv_freq, call.scaling)
 
-        Raises:
-            UserError: if a mask or argument asks for something that would not be honoured, or a
-                document does not start at position 0.
-        """
-        rotary: Any = module.rotary
-
-        def document(q: Tensor, k: Tensor, v: Tensor, first: int) -> Tensor:
-            segments.require_beginning(NAME, first)
-            m, n = q.shape[2], k.shape[2]
-            newest = self.sinks + self._window - 1
-            turns = {"sinks": (newest - torch.arange(n - m, n, device=q.device)).clamp(max=0)}
-            parts = list(sinks_window.blocks(m, n, self._window, self.sinks, "sinks", None))
-            return attend(q, k, v, parts, turns, rotary.inv_freq, scaling)
-
-        return causal.by_documents(
-            NAME, module, query, key, value, attention_mask, dropout, kwargs, document
-        )
-
-
-NUMBERS = Streaming
+    def seen(self, past: Tensor, layer: int) -> Tensor:
+        """Keys that a query sees; see `Method.seen`."""
+        return (past + 1).clamp(max=self.sinks + self._window)

@@ -7,7 +7,6 @@ and only the rotary module of the model at hand is changed.
 
 import dataclasses
 import hashlib
-import importlib
 import json
 import sys
 from collections.abc import Callable
@@ -19,19 +18,14 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface
 
+from longctx.attention.method import EvictingMethod, Method
 from longctx.attention.ops.oracle import rotate
 from longctx.errors import UserError
 from longctx.models import dynamic_rope
-from longctx.models.cache_guard import attention_layers, mark_caches
+from longctx.models.cache_guard import attention_layers, hang, mark_caches, unhang
 
 
-def method_name(method: Any) -> str:
-    """The name of the module that a method is from."""
-    name: str = importlib.import_module(type(method).__module__).NAME
-    return name
-
-
-def register_attention(method: Any, config: PreTrainedConfig) -> str:
+def register_attention(method: Method, config: PreTrainedConfig) -> str:
     """Makes a method known to transformers, under a name of its own that holds its numbers.
 
     Where the angles of the model depend on the length of the call, the method rotates by itself.
@@ -39,18 +33,19 @@ def register_attention(method: Any, config: PreTrainedConfig) -> str:
     Raises:
         UserError: if it would have to rotate keys that it has evicted.
     """
-    numbers, attend = dataclasses.asdict(method), method.attend
-    name = "longctx_" + method_name(method)
+    numbers = dataclasses.asdict(method)
+    attend: Callable[..., Any] = method.attend
+    name = "longctx_" + method.name
     if numbers:
         name += "_" + hashlib.sha256(json.dumps(numbers, sort_keys=True).encode()).hexdigest()[:8]
     if dynamic_rope.wanted(config):
-        if hasattr(method, "evicts"):
+        if isinstance(method, EvictingMethod):
             raise UserError(
-                f"attention {method_name(method)!r} evicts cached keys, and a dynamic rope rotates "
+                f"attention {method.name!r} evicts cached keys, and a dynamic rope rotates "
                 "all of them in every call: choose another rope"
             )
         name += dynamic_rope.SUFFIX
-        attend = dynamic_rope.rotating(method_name(method), attend)
+        attend = dynamic_rope.rotating(method.name, attend)
     AttentionInterface.register(name, attend)
     AttentionMaskInterface.register(name, _padding_mask)
     return name
@@ -126,7 +121,7 @@ def rotary_modules(model: nn.Module) -> list[Any]:
 
 
 def guard_rotary(
-    model: PreTrainedModel, expected: tuple[Tensor, float] | None, method: Any
+    model: PreTrainedModel, expected: tuple[Tensor, float] | None, method: Method
 ) -> None:
     """Asserts and guards the rotary frequencies, lets the method set positions, marks caches.
 
@@ -150,14 +145,34 @@ def guard_rotary(
                 f"{float(built[-1]):.9g} for {float(want[-1]):.9g}, cos and sin are scaled by "
                 f"{module.attention_scaling} for {factor}"
             )
-    turns = getattr(method, "turns_queries", False)
-    if turns:
-        _require_one_rope(model, method_name(method))
-    if turns or dynamic_rope.attached(model.config):
-        _lend_rotary(model, f"attention {method_name(method)!r}" if turns else "dynamic rope")
-    for module in rotary_modules(model):  # last: what was refused has changed nothing
-        module.key_positions = getattr(method, "key_positions", None)
+    if method.turns_queries:
+        _require_one_rope(model, method.name)
+    rotates = method.turns_queries or dynamic_rope.attached(model.config)
+    if rotates:
+        what = f"attention {method.name!r}" if method.turns_queries else "dynamic rope"
+        _require_halves(model, what)
+    for layer in attention_layers(model):  # last: what was refused has changed nothing
+        unhang(layer, Lender)
+        if rotates:
+            hang(layer, Lender(rotary_modules(model)[0]))
+    for module in rotary_modules(model):
+        module.key_positions = method.key_positions if method.moves_keys else None
     mark_caches(model, method)
+
+
+class Lender:
+    """Hands the model's rotary module to the attention of a layer, as its hook.
+
+    It travels as the keyword argument `rotary`, beside `position_ids`. A copy of the model copies
+    hooks and rotary module together.
+    """
+
+    def __init__(self, rotary: nn.Module) -> None:
+        self.rotary = rotary
+
+    def __call__(self, layer: Any, args: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        """The layer's arguments, and `rotary`."""
+        return args, {**named, "rotary": self.rotary}
 
 
 def _require_one_rope(model: PreTrainedModel, name: str) -> None:
@@ -169,22 +184,15 @@ def _require_one_rope(model: PreTrainedModel, name: str) -> None:
         raise UserError(f"attention {name!r} needs one rope for all lengths; {kind!r} has {what}")
 
 
-def _lend_rotary(model: PreTrainedModel, what: str) -> None:
-    """Gives each attention layer its model's rotary module, so that it can rotate by itself.
-
-    Raises:
-        UserError: if the architecture rotates otherwise than in halves, or not in every layer.
-    """
+def _require_halves(model: PreTrainedModel, what: str) -> None:
+    """Raises UserError if an attention layer does not rotate, or otherwise than in halves."""
     kind = model.config.model_type
     rotary = rotary_modules(model)[0]
-    layers = attention_layers(model)
-    for layer in layers:
+    for layer in attention_layers(model):
         if not getattr(layer, "use_rope", True):
             raise UserError(f"{what}: {kind!r} has layers that do not rotate")
         if not _rotates_in_halves(type(layer), rotary):
             raise UserError(f"{what}: {kind!r} lays out its rotary pairs otherwise")
-    for layer in layers:
-        layer.__dict__["rotary"] = rotary  # not as a submodule: it has an owner
 
 
 def _rotates_in_halves(layer: type[nn.Module], rotary: Any) -> bool:

@@ -6,23 +6,24 @@ Costs the import of the attention methods, which need torch only.
 import dataclasses
 import importlib
 from collections.abc import Mapping, Sequence
+from inspect import isabstract
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
+from longctx.attention.method import FLAT, Method
 from longctx.config.rope import RopeConfig
 from longctx.errors import UserError
 
-FLAT = "longctx_attention_"  # of the methods' files in a checkpoint that has its code beside it
-BESIDE = not __name__.startswith("longctx.")  # this file is in such a checkpoint
+BESIDE = not __name__.startswith("longctx.")  # this file lies beside a checkpoint, with flat names
+NO_METHOD = ("method", "ops_")  # how names of other files among them begin
 
-# A method's fields: how their types are called, and what is one.
-KINDS: dict[Any, tuple[str, tuple[type, ...]]] = {
-    int: ("a whole number", (int,)),
-    float: ("a number", (int, float)),
-    bool: ("true or false", (bool,)),
-    str: ("a name", (str,)),
-    Sequence[int]: ("a list of whole numbers", ()),
-    type(None): ("", (type(None),)),
+# A method's fields: what one value of a type is called, what several are, and what is one.
+KINDS: dict[Any, tuple[str, str, tuple[type, ...]]] = {
+    int: ("a whole number", "whole numbers", (int,)),
+    float: ("a number", "numbers", (int, float)),
+    bool: ("true or false", "trues and falses", (bool,)),
+    str: ("a name", "names", (str,)),
 }
 
 Attention = str | Mapping[str, Any] | None
@@ -30,25 +31,44 @@ Rope = RopeConfig | Mapping[str, Any] | str | None
 
 
 def attention_methods() -> list[str]:
-    """Names of the methods in `longctx/attention/`, or of those that came with a checkpoint."""
+    """Names of the methods: the files of `longctx/attention/`, or those beside a checkpoint."""
     here = Path(__file__).parent
     files = here.glob(f"{FLAT}*.py") if BESIDE else (here.parent / "attention").glob("[!_]*.py")
-    names = sorted(file.stem.removeprefix(FLAT) for file in files)
-    return [name for name in names if hasattr(_module(name), "NAME")]
+    names = (file.stem.removeprefix(FLAT) for file in files)
+    return sorted(name for name in names if not name.startswith(NO_METHOD))
 
 
-def attention_method(attention: str | Mapping[str, Any]) -> Any:
-    """The method of that name with its numbers: an instance of its module's dataclass.
+def method_class(name: str) -> type[Method]:
+    """The class of a method.
+
+    Raises:
+        UserError: if there is no such method, or its file holds none or several classes.
+    """
+    available = attention_methods()
+    if name not in available:
+        raise UserError(f"attention.name={name!r} is not one of {', '.join(available)}")
+    module = importlib.import_module(
+        f"{__package__}.{FLAT}{name}" if BESIDE else f"longctx.attention.{name}"
+    )
+    own = [x for x in vars(module).values() if getattr(x, "__module__", "") == module.__name__]
+    found = [x for x in own if isinstance(x, type) and issubclass(x, Method)]
+    if len(found) != 1 or not dataclasses.is_dataclass(found[0]) or isabstract(found[0]):
+        raise UserError(
+            f"longctx/attention/{name}.py must hold one subclass of Method that gives `definition`,"
+            f" a frozen dataclass; it has {', '.join(x.__name__ for x in found) or 'none'}"
+        )
+    return found[0]
+
+
+def attention_method(attention: str | Mapping[str, Any]) -> Method:
+    """The method of that name with its numbers.
 
     Raises:
         UserError: if the name or one of the numbers is unknown.
     """
     given = {"name": attention} if isinstance(attention, str) else dict(attention)
-    name = given.pop("name", None)
-    available = attention_methods()
-    if name not in available:
-        raise UserError(f"attention.name={name!r} is not one of {', '.join(available)}")
-    numbers = _module(name).NUMBERS
+    name: Any = given.pop("name", None)
+    numbers = method_class(name)
     known = [field.name for field in dataclasses.fields(numbers)]
     for key in given:
         if key not in known:
@@ -64,14 +84,40 @@ def attention_method(attention: str | Mapping[str, Any]) -> Any:
 
 def _require_kind(hint: Any, value: Any, key: str) -> None:
     """Raises UserError if a value is not of the type that a method's field has."""
-    kinds = get_args(hint) or (hint,)
-    if isinstance(value, list | tuple) and all(type(entry) is int for entry in value):
-        fits = Sequence[int] in kinds
-    else:
-        fits = any(type(value) in KINDS[kind][1] for kind in kinds)
-    if not fits:
-        words = " or ".join(KINDS[kind][0] for kind in kinds if kind is not type(None))
-        raise UserError(f"{key}={value!r} must be {words}")
+    if not _fits(hint, value):
+        raise UserError(f"{key}={value!r} must be {_words(hint)}")
+
+
+def _fits(hint: Any, value: Any) -> bool:
+    """Whether a value is of a type: one of `KINDS`, None, a list, a mapping, or one of several."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        return any(_fits(each, value) for each in inner)
+    if origin in (Sequence, list, tuple):
+        return isinstance(value, list | tuple) and all(_fits(inner[0], each) for each in value)
+    if origin in (Mapping, dict):
+        pairs = value.items() if isinstance(value, Mapping) else [(None, None)]
+        return all(_fits(inner[0], k) and _fits(inner[1], v) for k, v in pairs)
+    if hint in (None, type(None)):
+        return value is None
+    assert hint in KINDS, f"a number of an attention method cannot be of type {hint}"
+    return type(value) in KINDS[hint][2]
+
+
+def _words(hint: Any, several: bool = False) -> str:
+    """What a value of a type is called in a message."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        return " or ".join(_words(each, several) for each in inner if each is not type(None))
+    if origin in (Sequence, list, tuple):
+        return f"{'lists' if several else 'a list'} of {_words(inner[0], True)}"
+    if origin in (Mapping, dict):
+        return (
+            f"{'mappings' if several else 'a mapping'} of {_words(inner[0], True)} to "
+            f"{_words(inner[1], True)}"
+        )
+    one, more, _ = KINDS[hint]
+    return more if several else one
 
 
 def in_words(record: Mapping[str, Any]) -> str:
@@ -100,12 +146,6 @@ def _number(value: Any) -> str:
             runs.append([entry])
     parts = [f"{x[0]}..{x[-1]}" if len(x) > 2 else ", ".join(map(str, x)) for x in runs]
     return f"[{', '.join(parts)}]"
-
-
-def _module(name: str) -> Any:
-    """The module of a method."""
-    home = f"{__package__}.{FLAT}" if BESIDE else "longctx.attention."
-    return importlib.import_module(home + name)
 
 
 def rope_config(rope: Rope) -> RopeConfig:

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from longctx import rope as scaling
+from longctx.attention.method import Method
 from longctx.models import attach
 from longctx.models.architecture import check_decoder
 from longctx.models.choose import Attention, Rope, attention_method, rope_config
@@ -30,7 +31,7 @@ class Configured(NamedTuple):
 
     config: PreTrainedConfig
     frequencies: tuple[Tensor, float] | None
-    method: Any
+    method: Method
     name: str
 
 
@@ -68,15 +69,12 @@ def configure(config: PreTrainedConfig, attention: Attention, rope: Rope, where:
         expected = scaling.inv_freq(described, float(native["rope_theta"]), origin, dim)
     if attention is None:
         attention = getattr(config, RECORD, None) or "full"
-    method = attention_method(attention)
-    if hasattr(method, "for_window"):
-        method = method.for_window(native_window(config))
-    if hasattr(method, "for_layers"):
-        heads = config.num_attention_heads
-        key_heads = getattr(config, "num_key_value_heads", None) or heads
-        method = method.for_layers(config.num_hidden_layers, heads, key_heads)
+    method = attention_method(attention).for_window(native_window(config))
+    heads = config.num_attention_heads
+    key_heads = getattr(config, "num_key_value_heads", None) or heads
+    method = method.for_layers(config.num_hidden_layers, heads, key_heads)
     if hasattr(config, RECORD):
         delattr(config, RECORD)
-    if dataclasses.fields(method):
-        setattr(config, RECORD, {"name": attach.method_name(method), **dataclasses.asdict(method)})
+    if not method.plain:
+        setattr(config, RECORD, {"name": method.name, **dataclasses.asdict(method)})
     return Configured(config, expected, method, attach.register_attention(method, config))

@@ -61,7 +61,7 @@ def rotating(name: str, attend: Callable[..., Any]) -> Callable[..., Any]:
         **kwargs: Any,
     ) -> Any:
         positions = causal.check_interface(name, module, attention_mask, kwargs)
-        inv_freq = frequencies(module.rotary, positions)
+        inv_freq = frequencies(kwargs["rotary"], positions)
         padding = None if attention_mask is None else attention_mask.bool()
         at = key_positions(positions, padding, key.shape[2])
         query, key = _rotated(query, positions, inv_freq), _rotated(key, at, inv_freq)

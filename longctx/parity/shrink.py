@@ -4,7 +4,7 @@ What a setting says in tokens, layers or heads shrinks with the row; what it say
 stays. Weights are random, documents too: parity of gradients asks for neither.
 """
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +12,13 @@ import numpy as np
 
 from longctx.config import AdapterConfig, ModelConfig, RunConfig
 from longctx.data.store import StoreWriter
+from longctx.models.choose import attention_method
 from longctx.models.load import architecture_of
 from longctx.recipe import find_recipe
 
 ROW, ROWS = 64, 8  # tokens of a row, rows of a step
 VOCAB, HEADS, LAYERS = 64, 4, 3
 LEAST_WINDOW = 16  # tokens
-# Numbers of attention methods that would not fit into a tiny row. None: from the model's window.
-NUMBERS = {
-    "sink_tokens": 4, "window_tokens": 12, "block_size": 4, "local_blocks": 2, "stride": 4,
-    "sinks": 2, "window": None, "first": 2,
-    "chunk_len": None, "local_window": None, "max_positions": None,
-}  # fmt: skip
 SIZES = {
     "vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": LAYERS,
     "num_attention_heads": HEADS, "head_dim": 8, "initializer_range": 0.2, "bos_token_id": 1,
@@ -85,11 +80,9 @@ def _architecture(full: dict[str, Any], window: int) -> dict[str, Any]:
 
 
 def _attention(full: dict[str, Any], layers: int) -> dict[str, Any]:
-    """The method with numbers that fit; its full layers at the same places of a smaller model."""
-    small = {k: NUMBERS.get(k, v) for k, v in full.items()}
-    if isinstance(chosen := full.get("full_layers"), list):
-        small["full_layers"] = sorted({int(i) * LAYERS // layers for i in chosen})
-    return small
+    """The method, told to be small: see `Method.shrunk`."""
+    small = attention_method(full).shrunk(LAYERS, layers)
+    return {"name": small.name, **asdict(small)}
 
 
 def _adapter(full: AdapterConfig) -> AdapterConfig:

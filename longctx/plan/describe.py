@@ -5,17 +5,17 @@ hand, the lengths of their documents.
 """
 
 import os
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import yaml
 from torch import nn
 
-from longctx.attention.ops.evicted import cache_bytes
+from longctx.attention.full import Full
+from longctx.attention.method import EvictingMethod
 from longctx.config import RunConfig
 from longctx.errors import UserError
-from longctx.models.choose import attention_method
-from longctx.models.export.restore import RECORD
+from longctx.models.export.restore import recorded
 from longctx.models.load import describe
 from longctx.parallel.mesh import rows_at_once
 from longctx.plan.budget import Planner
@@ -144,16 +144,15 @@ def _added_lines(model: Any) -> list[str]:
 def _cache_lines(run: RunConfig, model: Any) -> list[str]:
     """What the cache of one row holds at the run's length, where some layers forget."""
     config = model.config.get_text_config()
-    record = getattr(config, RECORD, None)
-    method: Any = attention_method(record) if record else None
-    if not hasattr(method, "evicts"):
+    method = recorded(config)
+    if not isinstance(method, EvictingMethod):
         return []
     layers, heads = config.num_hidden_layers, config.num_attention_heads
     key_heads = getattr(config, "num_key_value_heads", None) or heads
     dim = getattr(config, "head_dim", None) or config.hidden_size // heads
     held, full = (
-        cache_bytes(x, layers, key_heads, dim, run.data.seq_len, model.dtype.itemsize)
-        for x in (method, replace(method, full_layers=list(range(layers))))
+        x.cache_bytes(layers, key_heads, dim, run.data.seq_len, model.dtype.itemsize)
+        for x in (method, Full())
     )
     return [
         f"cache of a row of {run.data.seq_len:,} tokens: {held / GIB:.5g} GiB, with full "

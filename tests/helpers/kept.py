@@ -3,18 +3,20 @@
 import torch
 from transformers import DynamicCache
 
-from longctx.models.evicting_cache import announce, fit_layers
-from longctx.models.evicting_call import Call
+from longctx.attention.method import EvictingMethod
+from longctx.models.evicting_cache import Call, announce, fit_layers
 
 HEADS = 2
 DROPPED = -9.0  # the key of padding
 
 
-class Pattern:
+class Pattern(EvictingMethod):
     """A method's side of the cache, from the positions that `kept(past, head)` writes out."""
 
-    def evicts(self, layer):
-        return layer != 1
+    whole = definition = sees = None  # nobody asks here
+
+    def is_full(self, layer):
+        return layer == 1
 
     def kept_tokens(self, past):
         return max(len(self.kept(past, head)) for head in range(HEADS))
@@ -28,7 +30,7 @@ class Pattern:
 
 class Window(Pattern):
     def __init__(self, sinks, window):
-        self.sinks, self.window = sinks, window
+        self.__dict__.update(sinks=sinks, window=window)
 
     def ring(self):
         return self.sinks, self.window

@@ -57,45 +57,6 @@ def check_interface(name: str, module: Any, mask: Tensor | None, rest: dict[str,
     return positions
 
 
-def by_documents(
-    name: str,
-    module: Any,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    dropout: float,
-    rest: dict[str, Any],
-    document: segments.Document,
-) -> tuple[Tensor, None]:
-    """What transformers' attention interface returns, from a method's attention of one document.
-
-    Args:
-        name: the attention method, for messages.
-        module: the attention layer.
-        query: `[b hq s d]`.
-        key: `[b hk n d]`, cached keys first.
-        value: `[b hk n d]`.
-        mask: `[b n]`, True on real tokens, or None.
-        dropout: of attention weights; merged parts have none.
-        rest: the keyword arguments of transformers' attention interface.
-        document: attention of one document.
-
-    Returns:
-        `[b s hq d]`, and None for the weights.
-
-    Raises:
-        UserError: if a mask or argument asks for something that would not be honoured.
-    """
-    positions = check_interface(name, module, mask, rest)
-    if dropout:
-        raise UserError(f"attention {name!r} has no attention dropout, and the model asks for it")
-    padding = None if mask is None else mask.bool()
-    first_layer = getattr(module, "layer_idx", 0) in (0, None)
-    out = segments.in_documents(query, key, value, positions, padding, document, first_layer)
-    return out, None
-
-
 def causal_in_segments(
     query: Tensor,
     key: Tensor,

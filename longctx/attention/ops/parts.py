@@ -44,6 +44,12 @@ class Part:
     fold: int | None = None
     half: bool = False
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether it has no keys, or names no rows or no heads."""
+        ranges = ((self.start, self.stop), self.rows or (0, 1), self.heads or (0, 1))
+        return any(first >= last for first, last in ranges)
+
     def of(self, block: "Block", groups: int) -> tuple[slice, slice, slice]:
         """Its query heads and key heads, and its rows among those of the call.
 
@@ -122,11 +128,19 @@ class Part:
 
 @dataclass(frozen=True)
 class Block:
-    """Query rows `start:stop` and the parts that they see, together every key once."""
+    """Query rows `start:stop` and the parts that they see, together every key once.
+
+    A part without keys, rows or heads is left out: a kernel must not be called with nothing.
+    """
 
     start: int
     stop: int
     parts: Sequence[Part]
+
+    def __post_init__(self) -> None:
+        rows = self.stop - self.start
+        kept = [part for part in self.parts if rows > 0 and not part.is_empty]
+        object.__setattr__(self, "parts", kept)
 
     def leaves(self) -> "Block":
         """The same for the CPU, whose kernel saves nothing inside a causal call of 512 keys."""

@@ -49,8 +49,7 @@ def blocks(
             stop = row + min(CHUNKS, (n - row) // chunk) * chunk
             parts = [*_chunks(row, stop, chunk, window)]
             parts += [Part(0, sinks, turn, key_turn=key_turn)]
-        kept = [part for part in parts if part.start < part.stop]
-        yield Block(row - (n - m), stop - (n - m), kept)
+        yield Block(row - (n - m), stop - (n - m), parts)
         row = stop
 
 

@@ -7,9 +7,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 
 from longctx.models import attach
 from longctx.models.cepe.encoder import EncoderConfig, encoder_config, frequencies
-from longctx.models.choose import attention_method
 from longctx.models.configure import configure
-from longctx.models.export.restore import RECORD
+from longctx.models.export.restore import recorded
 
 
 class CepeConfig(PreTrainedConfig):
@@ -84,5 +83,4 @@ def guard_decoder(model: PreTrainedModel) -> None:
     Args:
         model: the decoder without its head; again after weights are loaded.
     """
-    method = attention_method(getattr(model.config, RECORD, None) or "full")
-    attach.guard_rotary(model, frequencies(model.config), method)
+    attach.guard_rotary(model, frequencies(model.config), recorded(model.config))

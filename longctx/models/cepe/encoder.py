@@ -24,17 +24,28 @@ from transformers.modeling_outputs import MaskedLMOutput
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from longctx import rope as scaling
+from longctx.attention.method import Method
 from longctx.batch import IGNORE
 from longctx.errors import UserError
 from longctx.models import attach
 from longctx.models.files import FAILURES, as_dtype, cannot, load_checked, locate
 
-NAME = "bidirectional"
-
 
 @dataclass(frozen=True)
-class Bidirectional:
-    """Attention in both directions; it has no numbers."""
+class Bidirectional(Method):
+    """Attention in both directions; it has no numbers, and its own `attend` since it is not causal.
+
+    It belongs to the encoder and is no choice for a decoder, so it is not in `longctx/attention/`.
+    """
+
+    @property
+    def name(self) -> str:
+        """What it is called in messages and by transformers."""
+        return "bidirectional"
+
+    def definition(self, i: Tensor, j: Tensor, layer: int, head: Tensor) -> tuple[Tensor, Tensor]:
+        """Which pairs attend, and at which rotary distance: all, at their own."""
+        return torch.ones_like(i - j, dtype=torch.bool), i - j
 
     def attend(
         self,

@@ -22,10 +22,10 @@ from transformers import (
 from longctx.errors import UserError
 from longctx.models.export import remote
 from longctx.models.export.model_types import MODEL_TYPE, OWN
-from longctx.models.export.restore import BASE, RECORD, Restored
+from longctx.models.export.restore import BASE, RECORD, Restored, recorded
 
 MAIN = "modeling_longctx"  # file of the classes in a checkpoint
-SOURCE = '''"""{stock} with the attention {method!r}."""
+SOURCE = '''"""{stock} with the attention {attention!r}."""
 
 {imports}
 
@@ -38,7 +38,7 @@ class {model}({bases}):
     config_class = {config}
 
 
-assert NAME == "{method}"  # a file that is imported is copied with this one
+METHOD = {method}  # imported, so that transformers copies its file with this one
 '''
 
 
@@ -83,12 +83,12 @@ def _write(
         "AutoConfig": f"{MAIN}.{names['config']}",
         auto: f"{MAIN}.{names['model']}",
     }
-    method = (getattr(decoder, RECORD, None) or {"name": "full"})["name"]
+    method = type(recorded(decoder))
     directory.mkdir(parents=True, exist_ok=True)
-    file = f"longctx.attention.{method}"
-    names["imports"] += "\n" + _import(file, "NAME")
-    remote.write_code(directory, (home, file))
-    source = SOURCE.format(**names, method=method, model_type=type(config).model_type)
+    names |= {"method": method.__name__, "attention": recorded(decoder).name}
+    names["imports"] += "\n" + _import(method.__module__, method.__name__)
+    remote.write_code(directory, (home, method.__module__))
+    source = SOURCE.format(**names, model_type=type(config).model_type)
     (directory / f"{MAIN}.py").write_text(remote.header(MAIN) + source, encoding="utf-8")
 
 

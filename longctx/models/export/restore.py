@@ -13,12 +13,18 @@ from transformers.conversion_mapping import (
     register_checkpoint_conversion_mapping,
 )
 
+from longctx.attention.method import Method
 from longctx.errors import UserError
 from longctx.models.attach import guard_rotary, register_attention
 from longctx.models.choose import attention_method
 
 RECORD = "longctx_attention"  # its config key for the method's name and numbers
 BASE = "longctx_base"  # its config key for the model_type of the stock decoder
+
+
+def recorded(config: Any) -> Method:
+    """The attention method of a configuration, with its numbers; full where it records none."""
+    return attention_method(getattr(config, RECORD, None) or "full")
 
 
 class Restored:
@@ -37,7 +43,7 @@ class Restored:
                 return
 
     def __init__(self, config: PreTrainedConfig, *args: Any, **named: Any) -> None:
-        method = attention_method(getattr(config, RECORD))
+        method = recorded(config)
         name, asked = register_attention(method, config), config._attn_implementation
         if asked not in (None, name):
             _keep(asked)

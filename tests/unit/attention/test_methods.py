@@ -20,6 +20,7 @@ from longctx.errors import UserError
 
 B, S, D = 3, 41, 8
 INV_FREQ = 10000.0 ** -(torch.arange(0, D, 2, dtype=torch.float64) / D)
+ROTARY = types.SimpleNamespace(inv_freq=INV_FREQ)
 METHODS = {
     "full": Full(),
     "dca": DualChunk(6, 4, 10),
@@ -67,14 +68,11 @@ def inputs(heads, kv_heads, seed=0):
 def layer():
     module = nn.Module()
     module.layer_idx = 0
-    module.__dict__["rotary"] = types.SimpleNamespace(inv_freq=INV_FREQ)
     return module
 
 
 def of_model(method, query, key):
     """A method that asks for the architecture, with the heads of these tensors; layer 0 of 3."""
-    if not hasattr(method, "for_layers"):
-        return method
     return method.for_layers(3, query.shape[1], key.shape[1])
 
 
@@ -82,12 +80,12 @@ def call(method, query, key, value, positions, mask=None, **rest):
     """The fast path behind the rotation that the model's rotary module does."""
     m, n = query.shape[2], key.shape[2]
     method = of_model(method, query, key)
-    rotated = getattr(method, "key_positions", lambda p: p)(positions)
+    rotated = method.key_positions(positions)
     angles = rotated[:, None, :, None] * INV_FREQ
     q = oracle.rotate(query, angles[:, :, n - m :])
     k = oracle.rotate(key, angles)
-    own = positions[:, n - m :]
-    return method.attend(layer(), q, k, value, mask, position_ids=own, **rest)[0]
+    rest |= {"position_ids": positions[:, n - m :], "rotary": ROTARY}
+    return method.attend(layer(), q, k, value, mask, **rest)[0]
 
 
 def compare(method, tensors, positions, mask=None, new=S, **rest):

@@ -179,9 +179,10 @@ def test_one_layer_is_the_definition_at_the_frequencies_of_the_call(new):
     )
     mask = torch.tensor([[i >= n for i in range(23)] for n in (0, 4)])
     at = padded(mask)
-    layer = model().model.layers[0].self_attn
+    decoder = model().model
+    layer, named = decoder.layers[0].self_attn, {"rotary": decoder.rotary_emb}
     attend = dynamic_rope.rotating("full", Full().attend)
-    ours = attend(layer, q[:, :, -new:], k, v, mask, position_ids=at[:, -new:])[0]
+    ours = attend(layer, q[:, :, -new:], k, v, mask, position_ids=at[:, -new:], **named)[0]
     rope = RopeConfig("dynamic_ntk", factor=2.0)
     inv_freq, _ = scaling.inv_freq(rope, BASE, WINDOW, 8, 23)
     expected = (Full().definition, q[:, :, -new:], k, v, at.masked_fill(~mask, 0), mask)

@@ -8,9 +8,9 @@ import torch
 from transformers import DynamicCache, LlamaConfig, MistralConfig, StaticCache
 from transformers.cache_utils import DynamicLayer, QuantizedCache
 
+from longctx.attention.full import Full
 from longctx.errors import UserError
-from longctx.models.evicting_cache import KeptLayer, announce, cache_bytes, fit_layers
-from longctx.models.evicting_call import Call
+from longctx.models.evicting_cache import Call, KeptLayer, announce, cache_bytes, fit_layers
 from tests.helpers.kept import HEADS, Blocks, Text, Window
 
 PATTERNS = [Window(2, 5), Window(0, 4), Window(3, 1), Blocks()]
@@ -219,7 +219,7 @@ def test_layers_of_an_empty_cache():
     fit_layers(cache, Window(1, 1), 3)
     assert [type(layer) for layer in cache.layers] == [KeptLayer, DynamicLayer, KeptLayer]
     assert cache_bytes(cache) == 0
-    fit_layers(cache, object(), 3)
+    fit_layers(cache, Full(), 3)
     assert [type(layer) for layer in cache.layers] == [DynamicLayer] * 3
     fit_layers(cache, Window(1, 1), 3)
     text = Text(Window(1, 3), padded("none"), cache)

@@ -8,7 +8,6 @@ import torch
 from transformers import DynamicCache, StaticCache
 
 import longctx
-from longctx.attention.ops import evicted
 from longctx.errors import UserError
 from longctx.models.choose import attention_method
 from longctx.models.decode import continue_tokens, prefill
@@ -74,7 +73,7 @@ def test_decoding_is_the_row_of_a_whole_forward_pass(attention, kind):
         method = attention_method(model.config.longctx_attention)
         shape = cache.layers[1].keys.shape
         assert shape[2] == LENGTH
-        expected = evicted.cache_bytes(method, 3, shape[1], shape[3], LENGTH, element=8, rows=2)
+        expected = method.cache_bytes(3, shape[1], shape[3], LENGTH, element=8, rows=2)
         assert cache_bytes(cache) == expected
 
 

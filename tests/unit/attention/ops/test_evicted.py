@@ -11,7 +11,7 @@ from longctx.attention.full import Full
 from longctx.attention.longgen_blocks import LongGenBlocks
 from longctx.attention.longgen_window import LongGenWindow
 from longctx.attention.ops import evicted as evicted_ops
-from longctx.attention.ops import oracle, parts, sinks_window
+from longctx.attention.ops import full_layers, oracle, parts, sinks_window
 from longctx.errors import UserError
 from longctx.models import load
 from tests.unit.attention.test_methods import INV_FREQ, POSITIONS, B, D, S, call, compare, inputs
@@ -131,9 +131,9 @@ def test_counts_of_seen_keys_are_those_of_the_definition(name, key_heads):
     method = pattern(name, 4, key_heads)
     for length in (1, 7, 40, 131):
         count = seen(method, length).double().sum(2).mean(0)
-        assert torch.equal(method.seen(torch.arange(length)).double(), count)
+        assert torch.equal(method.seen(torch.arange(length), 0).double(), count)
     rows = torch.tensor([[3, 60], [17, 0]])  # any shape, as positions of a batch have it
-    assert torch.equal(method.seen(rows).double(), count[rows])
+    assert torch.equal(method.seen(rows, 0).double(), count[rows])
 
 
 # --- the fast path --------------------------------------------------------------------------------
@@ -312,11 +312,11 @@ def test_a_cache_of_another_size_is_refused(name):
      (80, list(range(26, 54)))],
 )  # fmt: skip
 def test_hourglass(layers, full):
-    assert evicted_ops.plan(layers) == full
+    assert full_layers.plan(layers) == full
     for method in (LongGenWindow(), LongGenBlocks()):
         chosen = method.for_layers(layers, 4, 2)
         assert chosen.full_layers == full
-        assert [i for i in range(layers) if not chosen.evicts(i)] == full
+        assert [i for i in range(layers) if chosen.is_full(i)] == full
         assert chosen.for_layers(layers, 4, 2) == chosen
 
 
@@ -384,18 +384,16 @@ def test_saved_cache(layers, full, kept, saved):
         LongGenWindow(64, kept - 64, x).for_layers(layers, 8, 8)
         for x in (chosen, list(range(layers)))
     )
-    held, whole = (evicted_ops.cache_bytes(x, layers, 8, 128, 131072) for x in (hybrid, dense))
+    held, whole = (x.cache_bytes(layers, 8, 128, 131072) for x in (hybrid, dense))
     assert round(100 * (1 - held / whole), 2) == saved
 
 
 def test_cache_bytes_of_llama_2():
     method = LongGenWindow().for_layers(32, 32, 32)
-    assert evicted_ops.cache_bytes(method, 32, 32, 128, 131072) / 2**30 == 24.625
+    assert method.cache_bytes(32, 32, 128, 131072) / 2**30 == 24.625
     dense = LongGenWindow(full_layers=list(range(32))).for_layers(32, 32, 32)
-    assert evicted_ops.cache_bytes(dense, 32, 32, 128, 131072) / 2**30 == 64
-    assert evicted_ops.cache_bytes(method, 32, 32, 128, 100) == evicted_ops.cache_bytes(
-        dense, 32, 32, 128, 100
-    )
+    assert dense.cache_bytes(32, 32, 128, 131072) / 2**30 == 64
+    assert method.cache_bytes(32, 32, 128, 100) == dense.cache_bytes(32, 32, 128, 100)
 
 
 def test_default_blocks_keep_a_64th_of_128k():

@@ -23,9 +23,10 @@ def gradients(dtype=torch.float64, slab=None, monkeypatch=None):
     )
     layer = nn.Module()
     inv_freq = 10000.0 ** -(torch.arange(0, D, 2, dtype=torch.float64) / D)
-    layer.__dict__.update(layer_idx=0, rotary=types.SimpleNamespace(inv_freq=inv_freq))
+    layer.layer_idx = 0
+    rotary = types.SimpleNamespace(inv_freq=inv_freq)
     positions = torch.cat([torch.arange(50), torch.arange(11)])[None]
-    out = DualChunk(6, 4, 10).attend(layer, q, k, v, None, position_ids=positions)[0]
+    out = DualChunk(6, 4, 10).attend(layer, q, k, v, None, position_ids=positions, rotary=rotary)[0]
     weight = torch.randn(out.shape, generator=generator).to(dtype)
     return [out, *torch.autograd.grad((out * weight).sum(), (q, k, v))]
 
