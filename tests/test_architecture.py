@@ -31,10 +31,7 @@ def found(pattern: str) -> list[str]:
 MODULES = [path for folder in CODE for path in found(f"{folder}/**/*.py")]
 LIBRARY = found("longctx/**/*.py")
 YAML = found("conf/**/*.yaml")
-# Machinery of attention/, not methods.
-STEMLESS = {
-    "__init__", "reference", "kernels", "flash", "merge", "parts", "segments", "window", "longgen",
-}  # fmt: skip
+STEMLESS = {"__init__", "method"}  # the contract
 CONF_METHODS = {Path(p).stem for p in found("conf/attention/*.yaml")}
 CODE_METHODS = {Path(p).stem for p in found("longctx/attention/*.py")} - STEMLESS
 RECIPES = {Path(p).stem for p in found("conf/recipe/*.yaml")}

@@ -4,7 +4,7 @@ Transformers 5 ignores a rope that is set afterwards. Costs nothing.
 """
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor
 from transformers import PreTrainedConfig

@@ -9,7 +9,7 @@ from longctx.attention.dca import DualChunk
 from longctx.attention.full import Full
 from longctx.attention.ops import merge, oracle
 from longctx.errors import UserError
-from tests.unit.attention.test_methods import INV_FREQ, POSITIONS, B, S, call, inputs
+from tests.helpers.methods import INV_FREQ, POSITIONS, B, S, call, inputs
 
 GOLDEN = {  # s = 6, c = 10, w = 4: the relative positions of some rows, 2402.17463 figure 2
     9: [9, 8, 7, 6, 5, 4, 3, 2, 1, 0],

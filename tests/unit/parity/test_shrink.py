@@ -1,7 +1,5 @@
 """A shrunk run is the same recipe: what the method says stays, what the size says goes."""
 
-import dataclasses
-import importlib
 import math
 from pathlib import Path
 
@@ -14,24 +12,9 @@ from longctx.parity import measure, shrink
 from longctx.parity.certificate import failures, table
 from longctx.parity.measure import Cell, Error
 
-METHODS = sorted(p.stem for p in (cli.CONF / "attention").glob("*.yaml"))
-KEPT = {"offset", "heads_share", "full_layers", "preset", "length_temperature", "parts"}
-
 
 def composed(*arguments: str) -> RunConfig:
     return cli.compose(list(arguments), RunConfig, "train", "run_schema")
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_every_number_of_every_method_is_shrunk_or_kept_on_purpose(name):
-    numbers = {
-        field.name
-        for field in dataclasses.fields(
-            importlib.import_module(f"longctx.attention.{name}").NUMBERS
-        )
-        if field.name not in ("heads", "key_heads")  # from the model
-    }
-    assert numbers <= KEPT | shrink.NUMBERS.keys(), numbers
 
 
 @pytest.mark.parametrize(

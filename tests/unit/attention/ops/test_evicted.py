@@ -14,7 +14,7 @@ from longctx.attention.ops import evicted as evicted_ops
 from longctx.attention.ops import full_layers, oracle, parts, sinks_window
 from longctx.errors import UserError
 from longctx.models import load
-from tests.unit.attention.test_methods import INV_FREQ, POSITIONS, B, D, S, call, compare, inputs
+from tests.helpers.methods import INV_FREQ, POSITIONS, B, D, S, call, compare, inputs
 
 TOY = LongGenBlocks(block_size=1, local_blocks=2, stride=4).for_layers(3, 4, 2)
 TOY_FROM_1 = LongGenBlocks(block_size=1, local_blocks=2, stride=4, offset=1).for_layers(3, 4, 2)
