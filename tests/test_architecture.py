@@ -90,7 +90,7 @@ def test_something_is_found(pattern: str, least: int) -> None:
 
 @pytest.mark.parametrize("path", MODULES)
 def test_files_are_short(path: str) -> None:
-    assert lines(path) <= (120 if path.startswith("recipes/") else 300)
+    assert lines(path) <= (120 if path.startswith("recipes/") else 450)
 
 
 @pytest.mark.parametrize("path", YAML)
