@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -102,16 +103,25 @@ def main() -> None:
                 seconds["trainer"].append(ours / options.steps)
                 seconds["bare"].append(theirs / options.steps)
         log.close()
+    facts = measured(seconds, flops / meter.peak_flops(ranks.device))
+    print(json.dumps(facts, indent=1))
+    if options.write:
+        target = ROOT / "benchmarks" / "results" / "trainer_overhead_cpu.json"
+        target.write_text(json.dumps(facts, indent=1) + "\n")
+
+
+def measured(seconds: dict[str, list[float]], bound: float) -> dict[str, Any]:
+    """The claim, what was measured and where; `bound`: seconds that arithmetic alone takes."""
     medians = {k: statistics.median(v) for k, v in seconds.items()}
     pairs = sorted(a / b for a, b in zip(seconds["trainer"], seconds["bare"], strict=True))
-    facts = {
+    return {
         "claim": "trainer step time over a bare DeepSpeed loop",
         "target": 1.03,
         "ratio_of_medians": medians["trainer"] / medians["bare"],
         "median_of_ratios": statistics.median(pairs),
         "ratios": pairs,
         "seconds_per_step": medians,
-        "arithmetic_bound_seconds": flops / meter.peak_flops(ranks.device),
+        "arithmetic_bound_seconds": bound,
         "device": platform.processor() or platform.machine(),
         "threads": 1,
         "torch": torch.__version__,
@@ -121,10 +131,6 @@ def main() -> None:
             ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
         ).stdout.strip(),
     }
-    print(json.dumps(facts, indent=1))
-    if options.write:
-        target = ROOT / "benchmarks" / "results" / "trainer_overhead_cpu.json"
-        target.write_text(json.dumps(facts, indent=1) + "\n")
 
 
 if __name__ == "__main__":

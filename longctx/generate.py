@@ -215,13 +215,12 @@ def generate(cfg: GenerateConfig, write: Callable[[str], None]) -> Spent:
             pad_token_id=_padding(tokenizer),
             **_sampling(cfg),
         )
-    end = time.perf_counter()
     return Spent(
         native_window(model.config),
         len(ids),
         len(stream.tokens),
         first - begin,
-        end - first,
+        time.perf_counter() - first,
         _peak_memory(device),
         read,
         reading,

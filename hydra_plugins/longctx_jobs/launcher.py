@@ -123,6 +123,7 @@ class Outcome(JobReturn):
 
     @return_value.setter
     def return_value(self, value: Any) -> None:
+        """Keeps the objective, or the exception."""
         self._return_value = value
 
 

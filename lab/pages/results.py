@@ -102,26 +102,39 @@ def section(out: Path, docs: Path) -> str:
         "",
         "### What the runs cost",
         "",
+        *costs(out),
     ]
+    shown = [found["direct_ft", 0], found["pi", 0], found["direct_ft", 200], found["pi", 200]]
+    lines += figures(shown, docs / "figures")
+    versions = ", ".join(f"{k} {v}" for k, v in any_result["versions"].items())
+    lines += [f"Made by `bash lab/studies/pi.sh`, commit {any_result['commit']}, {versions}.", ""]
+    return "\n".join(lines)
+
+
+def costs(out: Path) -> list[str]:
+    """Tokens and seconds of each run."""
     cost = []
     for recipe, title in RECIPES.items():
         steps = read_metrics(out / recipe)
         seconds = sum(s["seconds"] for s in steps)
         tokens = steps[-1]["tokens"]
         cost.append([title, f"{tokens:,}", f"{seconds:.0f}", f"{tokens / seconds:,.0f}"])
-    lines += table(["run", "tokens", "seconds", "tokens/s"], cost)
-    figures = docs / "figures"
-    figures.mkdir(exist_ok=True)
-    shown = [found["direct_ft", 0], found["pi", 0], found["direct_ft", 200], found["pi", 200]]
-    curve = perplexity_figure(shown, PROTOCOL, figures / f"perplexity_{PROTOCOL}.png")
-    by_distance = k_max_figure(shown, figures / "k_max.png")
-    lines += [f"![Perplexity, {PROTOCOL}](figures/{curve})", ""]
-    lines += [f"![Passkey by distance](figures/{by_distance})", ""]
+    return table(["run", "tokens", "seconds", "tokens/s"], cost)
+
+
+def figures(shown: list[dict[str, Any]], folder: Path) -> list[str]:
+    """Draws perplexity and passkey by distance into `folder`; the lines that show them."""
+    folder.mkdir(exist_ok=True)
+    curve = perplexity_figure(shown, PROTOCOL, folder / f"perplexity_{PROTOCOL}.png")
+    by_distance = k_max_figure(shown, folder / "k_max.png")
     for name in (curve, by_distance):
-        (figures / name).with_suffix(".svg").unlink()  # the page shows the PNG
-    versions = ", ".join(f"{k} {v}" for k, v in any_result["versions"].items())
-    lines += [f"Made by `bash lab/studies/pi.sh`, commit {any_result['commit']}, {versions}.", ""]
-    return "\n".join(lines)
+        (folder / name).with_suffix(".svg").unlink()  # the page shows the PNG
+    return [
+        f"![Perplexity, {PROTOCOL}](figures/{curve})",
+        "",
+        f"![Passkey by distance](figures/{by_distance})",
+        "",
+    ]
 
 
 def summary(out: Path) -> str:

@@ -38,7 +38,7 @@ class SpreadDecoder:
         assert self._mesh.sp_group is not None
         count, sp = input_ids.shape[1], self._mesh.sp_size
         own = -(-count // sp)
-        whole = pad(input_ids, (0, own * sp - count))  # on the right, where nobody looks
+        whole = pad(input_ids, (0, own * sp - count))  # on the right: never attended to
         start = self._mesh.sp_rank * own
         positions = torch.arange(own * sp, device=whole.device).expand_as(whole)
         out = self._decoder(

@@ -19,10 +19,10 @@ from longctx.models.export.restore import recorded
 from longctx.models.load import describe
 from longctx.parallel.mesh import rows_at_once
 from longctx.plan.budget import Planner
+from longctx.plan.budget_tables import assumptions, table, time_lines, verdict
 from longctx.plan.check import here
 from longctx.plan.machine import GIB, Machine
 from longctx.plan.search import smallest
-from longctx.plan.tables import assumptions, table, time_lines, verdict
 from longctx.recipe import Data, Recipe
 
 

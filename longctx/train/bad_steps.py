@@ -53,7 +53,7 @@ class Guard:
             step: its number, from 1.
             loss: its loss.
             norm: its gradient norm.
-            taken: whether it was accepted.
+            taken: True if the step was accepted.
 
         Returns:
             A line about a step that was left out; None for one that was taken.

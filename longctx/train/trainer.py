@@ -45,7 +45,7 @@ class StepResult:
         seconds: wall time.
         data_seconds: of it, waiting for data.
         flops: model FLOPs of this rank.
-        taken: whether it was; a bad step is skipped, see `longctx/train/bad_steps.py`.
+        taken: True if the weights were updated; `longctx/train/bad_steps.py` skips bad steps.
     """
 
     loss: float

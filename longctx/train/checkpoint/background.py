@@ -71,7 +71,7 @@ class Saver:
             writer.prune(self.root, step, self.config.keep_last)
 
     def news(self) -> tuple[bool, bool]:
-        """Whether this rank has written its share of what is under way, and whether in vain."""
+        """Whether this rank has finished writing its share, and whether that failed."""
         if self._written is None or self._written.deed.is_alive():
             return False, False
         return True, self._written.deed.failure is not None
@@ -115,7 +115,7 @@ class Saver:
 
 
 class _Deed(threading.Thread):
-    """Something done beside the run.
+    """One call in a thread of its own, while the run goes on.
 
     Args:
         deed: what; it may fail to write.
