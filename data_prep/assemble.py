@@ -1,7 +1,8 @@
-"""Stage two, one task: shards -> a token store per domain, filtered by length, each text once.
+"""Stage two, one task: shards -> one token store per domain, filtered by length and deduplicated.
 
-In the order of the units, so the result does not depend on who tokenised what. Memory: a byte a
-document and some 60 for each that is long enough. Time: copying and hashing the kept tokens.
+Shards are read in the order of the units, so the result does not depend on which worker tokenised
+what. Memory: one byte per document, and about 60 for each that is long enough. Time: that of
+copying and hashing the kept tokens.
 """
 
 import dataclasses
@@ -34,14 +35,14 @@ Fates = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Rules:
-    """What decides which documents of the shards are kept.
+    """The rules that decide which documents of the shards are kept.
 
     Args:
-        inputs: what was read, as the user gave it; for the record.
+        inputs: what was read, as the user wrote it; only recorded.
         min_tokens: shortest document kept, tokens.
-        min_tokens_of: the same for single domains.
-        deduplicate: keep only the first of documents with the same text.
-        domains: names that must occur.
+        min_tokens_of: the same limit for single domains.
+        deduplicate: keep only the first of several documents with the same text.
+        domains: domains that must occur in the input.
         max_bad_fraction: share of records that may be unreadable.
     """
 
@@ -57,19 +58,19 @@ class Rules:
         return self.min_tokens_of.get(domain, self.min_tokens)
 
     def identity(self, work: Work) -> str:
-        """Hash of everything that decides what the output holds."""
+        """Hash of everything that determines the content of the output."""
         deciding = [work.folder.name, self.min_tokens, self.min_tokens_of, self.deduplicate]
         text = json.dumps(deciding, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
 
 class AssembleStep(PipelineStep):  # type: ignore[misc]
-    """Makes the output from finished shards.
+    """Builds the output from finished shards.
 
     Args:
         folder: of the plan, see `longctx.data_prep.work`.
         output: directory to create.
-        rules: what is kept.
+        rules: which documents are kept.
     """
 
     name = "assemble"
@@ -86,13 +87,13 @@ class AssembleStep(PipelineStep):  # type: ignore[misc]
 
 @dataclass(frozen=True)
 class Shard:
-    """A finished shard, opened.
+    """A finished shard, opened for reading.
 
     Args:
-        rank: its task.
-        report: what was counted.
+        rank: the task that made it.
+        report: the task's counts.
         names: domains by index.
-        table: `[documents]` domain and hash.
+        table: `[documents]` domain index and text hash of each document.
         store: the tokens.
     """
 
@@ -104,10 +105,10 @@ class Shard:
 
 
 def shards(work: Work) -> Iterator[Shard]:
-    """Every shard in order.
+    """Yields every shard in order.
 
     Raises:
-        UserError: if one is missing or damaged; its task will then run again.
+        UserError: if one is missing or damaged; its task then runs again next time.
     """
     for rank in range(work.tasks):
         folder = work.shard(rank)
@@ -116,7 +117,7 @@ def shards(work: Work) -> Iterator[Shard]:
             table = np.load(folder / "table.npy", allow_pickle=False)
             store = Store(folder / "store")
             if len(table) != len(store):
-                raise UserError("table and store differ")
+                raise UserError("table.npy and the store have different numbers of documents")
         except (OSError, ValueError) as error:  # UserError is a ValueError
             raise _damaged(work, rank, error) from error
         yield Shard(rank, report, report["domains"], table, store)
@@ -130,23 +131,23 @@ def _damaged(work: Work, rank: int, error: Exception) -> UserError:
 
 
 def assemble(work: Work, output: Path, rules: Rules) -> Summary:
-    """Writes `output`; it appears when it is complete.
+    """Writes `output`, which appears only when it is complete.
 
     Args:
-        work: with all shards finished.
+        work: the work folder, with all shards finished.
         output: directory to create.
-        rules: what is kept.
+        rules: which documents are kept.
 
     Raises:
-        UserError: if a shard is damaged, too many records are unreadable, a wanted domain does not
-            occur, nothing is left, there are too many domains, or `output` exists.
+        UserError: if a shard is damaged, too many records are unreadable, a requested domain does
+            not occur, no document is left, there are too many domains, or `output` exists.
     """
     summary = Summary(rules.identity(work), dataclasses.asdict(rules))
     dropped = _count(work, summary)
     _check(summary, rules)
     fates = _fates(work, rules)
     if output.exists():
-        raise UserError(f"{output} exists already: remove it, or write to another name")
+        raise UserError(f"{output} exists already: remove it, or choose another output=")
     _allow_files(len(summary.domains))
     tmp = output.with_name(output.name + ".tmp")
     shutil.rmtree(tmp, ignore_errors=True)
@@ -165,23 +166,23 @@ def assemble(work: Work, output: Path, rules: Rules) -> Summary:
 
 
 def _allow_files(domains: int) -> None:
-    """Lets this process have the stores of so many domains open."""
+    """Raises the limit of open files, so that the stores of all domains can be open at once."""
     needed = FILES_OF_STORE * domains + OTHER_FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY or soft >= needed:
         return
     if hard != resource.RLIM_INFINITY and hard < needed:
         raise UserError(
-            f"{domains} domains need {needed} open files and the system allows {hard}: choose some "
-            "with domains=, or raise the hard limit (ulimit -Hn)"
+            f"{domains} domains need {needed} open files and the system allows {hard}: choose "
+            "fewer with domains=, or raise the hard limit (ulimit -Hn)"
         )
     resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
 def _count(work: Work, summary: Summary) -> list[dict[str, Any]]:
-    """Adds up the reports; returns a line for each document that is evaluated on."""
+    """Adds up the reports; returns one entry for each dropped evaluation document."""
     dropped = []
-    lines: Counter[str] = Counter()  # of each file, before the piece at hand
+    lines: Counter[str] = Counter()  # lines of each file before the current piece
     for shard in shards(work):
         pieces = work.unit(shard.rank)
         first = []
@@ -215,14 +216,14 @@ def _check(summary: Summary, rules: Rules) -> None:
         )
     wanted = [*rules.domains, *rules.min_tokens_of]
     if missing := [name for name in wanted if name not in summary.domains]:
-        there = ", ".join(sorted(summary.domains)) or "none of those wanted"
+        there = ", ".join(sorted(summary.domains)) or "none of the requested domains"
         raise UserError(f"domain {missing[0]} does not occur in the input, which has {there}")
 
 
 def _fates(work: Work, rules: Rules) -> list[Fates]:
-    """An index in `FATES` for each document of each shard."""
+    """The fate of each document of each shard, as an index in `FATES`."""
     fates: list[Fates] = []
-    hashes: list[NDArray[Any]] = []  # of the documents that are long enough
+    hashes: list[NDArray[Any]] = []  # of the texts that are long enough
     longest = 0
     for shard in shards(work):
         least = np.array([rules.least(name) for name in shard.names], np.int64)
@@ -235,12 +236,12 @@ def _fates(work: Work, rules: Rules) -> list[Fates]:
         for fate, part in zip(fates, _split(repeated, [len(x) for x in hashes]), strict=True):
             fate[fate == KEPT] = np.where(part, np.uint8(DUPLICATE), np.uint8(KEPT))
     if not any((fate == KEPT).any() for fate in fates):
-        raise UserError(f"no document is left: the longest has {longest} tokens, see min_tokens")
+        raise UserError(f"no document is left: the longest has {longest} tokens, see min_tokens=")
     return fates
 
 
 def _repeated(hashes: NDArray[Any]) -> NDArray[np.bool_]:
-    """`[n]` whether an earlier entry is equal."""
+    """`[n]` bool: whether an earlier entry is equal."""
     order = np.lexsort((hashes["low"], hashes["high"]))  # stable: equal entries stay in order
     ordered = hashes[order]
     again = np.zeros(len(hashes), bool)
@@ -253,7 +254,7 @@ def _split(flags: NDArray[np.bool_], sizes: list[int]) -> list[NDArray[np.bool_]
 
 
 def _write_stores(work: Work, tmp: Path, fates: list[Fates], summary: Summary) -> None:
-    """Copies what is kept to a store per domain in `tmp`, and counts it."""
+    """Copies the kept documents into one store per domain in `tmp`, and counts them."""
     writers: dict[str, StoreWriter] = {}
     with ExitStack() as stack:
         for shard, fate in zip(shards(work), fates, strict=True):

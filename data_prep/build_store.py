@@ -1,7 +1,8 @@
-"""RedPajama-shaped JSONL -> token store: BOS + text + EOS per document, in a fixed order.
+"""JSONL in RedPajama's layout -> one token store: BOS, text, EOS per document, in a fixed order.
 
-One process, one document in memory; SentencePiece encodes some 5 MB of text a second and core.
-Malformed lines are reported with file and line; above one percent of them nothing is written.
+One process with one document in memory; SentencePiece encodes about 5 MB of text per second and
+core. Malformed lines are reported with file and line number. If more than one percent of the lines
+are malformed, nothing is written.
 """
 
 import argparse
@@ -16,14 +17,14 @@ from longctx.data.store import StoreWriter
 from longctx.data_prep.encode import load_encoder
 from longctx.errors import UserError
 
-SHOWN = 10  # malformed lines that are named
+SHOWN = 10  # malformed lines that are reported one by one
 
 
 def input_files(inputs: list[Path]) -> list[Path]:
-    """Every `.jsonl` file given or below a folder given, sorted within each input.
+    """Every `.jsonl` file among the inputs or below them, sorted within each input.
 
     Raises:
-        UserError: if an input is missing or holds none.
+        UserError: if an input is missing or contains no such file.
     """
     files: list[Path] = []
     for path in inputs:
@@ -49,7 +50,7 @@ def parse(line: bytes) -> str:
 
 
 class Reader:
-    """Yields texts and keeps count of what could not be read."""
+    """Yields texts and counts malformed lines."""
 
     def __init__(self, files: list[Path]) -> None:
         self.files = files
@@ -67,7 +68,7 @@ class Reader:
                         try:
                             text = parse(line)
                         except ValueError as error:
-                            self._report(f"{file}:{number}: malformed line left out ({error})")
+                            self._report(f"{file}:{number}: malformed line skipped ({error})")
                             continue
                         yield text
 
@@ -88,10 +89,11 @@ class Reader:
 def build(
     inputs: list[Path], output: Path, tokenizer: Path, max_bad_fraction: float
 ) -> tuple[int, int, int]:
-    """Writes the store `output`; returns its documents and tokens, and the malformed lines.
+    """Writes the store `output`; returns the numbers of documents, tokens and malformed lines.
 
     Raises:
-        UserError: on a missing input or tokenizer, an existing output, too many malformed lines.
+        UserError: if the input or tokenizer is missing, `output` exists, or too many lines are
+            malformed.
     """
     encoder = load_encoder(tokenizer)
     reader = Reader(input_files(inputs))
@@ -114,7 +116,11 @@ def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
     parser.add_argument(
-        "--input", type=Path, nargs="+", required=True, help="JSONL files, or folders of them"
+        "--input",
+        type=Path,
+        nargs="+",
+        required=True,
+        help="JSONL files, or folders with JSONL files at any depth",
     )
     parser.add_argument("--output", type=Path, required=True, help="store directory to create")
     parser.add_argument(
@@ -124,7 +130,7 @@ def main(argv: list[str] | None = None) -> int:
     )  # fmt: skip
     parser.add_argument(
         "--max-bad-fraction", type=float, default=0.01,
-        help="share of malformed lines that is tolerated (default: 0.01)",
+        help="largest share of malformed lines; with more, nothing is written (default: 0.01)",
     )  # fmt: skip
     args = parser.parse_args(argv)
     try:

@@ -1,17 +1,17 @@
-"""Which documents must not be trained on because a model is evaluated on them.
+"""Decontamination: finds documents that must not be trained on because they are evaluated on.
 
-Two tests. By metadata: the title or Project Gutenberg number of a listed book. By content: word
-13-grams shared with evaluation texts. A word is a run of letters, digits and bytes above ASCII, in
-lower case for ASCII letters, so line wraps, case and punctuation do not matter; typographic quotes,
-dashes and dots count as punctuation. In languages written without spaces a "word" is a whole
-stretch of text, and only near-verbatim copies are found.
+There are two tests. By metadata: the title or Project Gutenberg number is in a list of books. By
+content: the document shares word 13-grams with an evaluation text. A word is a run of letters,
+digits and non-ASCII bytes, with ASCII letters in lower case, so line breaks, case and punctuation
+have no effect; typographic quotes, dashes and dots count as punctuation. In languages written
+without spaces, a "word" is a whole stretch of text, and only near-verbatim copies are found.
 
-13-grams are compared by 64-bit hashes. With n evaluation 13-grams a foreign one is taken for one of
-them with odds of n / 2^64: 4e-13 for the 7 million of PG19's test books. A document wrongly dropped
-needs hundreds of these in one window.
+13-grams are compared by 64-bit hashes. With n evaluation 13-grams, an unrelated one matches by
+accident with probability n / 2^64: 4e-13 for the 7 million of PG19's test books. To drop a
+document wrongly, hundreds of such accidents would have to fall into one window.
 
-Cost: a few passes of numpy over the bytes, some 200 MB a second and core, against some 5 MB for a
-tokenizer; 20 bytes of memory per evaluation 13-gram, and 100 MB at most for the text in hand.
+Cost: a few numpy passes over the bytes, about 200 MB per second and core (a tokenizer: about 5 MB);
+20 bytes of memory per evaluation 13-gram, and at most 100 MB for the current text.
 """
 
 import csv
@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from longctx.errors import UserError
 
 NGRAM = 13  # words
-SLAB_BYTES = 1 << 18  # fits a processor's cache
+SLAB_BYTES = 1 << 18  # fits into a processor's cache
 EBOOK = re.compile(r"(?:ebooks|etext|files|epub)/(\d+)")
 TITLE_KEYS = ("short_book_title", "title")
 
@@ -38,7 +38,7 @@ Hashes = NDArray[np.uint64]
 
 _LETTERS = bytes(range(0x30, 0x3A)) + bytes(range(0x61, 0x7B)) + bytes(range(0x80, 0x100))
 TABLE = bytes(c if c in _LETTERS else c + 32 if 0x41 <= c <= 0x5A else 0 for c in range(256))
-WORD_BYTES = 64  # of a longer word only these and its length count
+WORD_BYTES = 64  # a longer word is hashed by its first 64 bytes and its length
 # Odd multipliers with well mixed bits, those of splitmix64.
 WORD = tuple(np.uint64(pow(0x9E3779B97F4A7C15, k, 1 << 64)) for k in range(1, WORD_BYTES // 8 + 1))
 LENGTH = np.uint64(0xBF58476D1CE4E5B9)
@@ -48,7 +48,7 @@ KEEP = np.array([(1 << 8 * n) - 1 for n in range(9)], np.uint64)  # the first n 
 
 
 def _word_hashes(data: bytes) -> Hashes:
-    """[words] hashes of the words of UTF-8 `data`."""
+    """`[words]` hashes of the words of UTF-8 `data`."""
     text = np.frombuffer(bytearray(1) + data.translate(TABLE) + bytes(WORD_BYTES + 1), np.uint8)
     if b"\xe2\x80" in data:  # U+2010 to U+2027 are E2 80 90 to E2 80 A7
         at = np.flatnonzero(text == 0xE2)
@@ -59,7 +59,7 @@ def _word_hashes(data: bytes) -> Hashes:
     edges = np.flatnonzero(inside[1:] != inside[:-1]) + 1
     starts = edges[::2]
     lengths = edges[1::2] - starts
-    eight = np.ndarray((len(text) - 7,), "<u8", text.data, 0, (1,))  # from every byte on
+    eight = np.ndarray((len(text) - 7,), "<u8", text.data, 0, (1,))  # 8 bytes from each byte on
     hashes = lengths.view(np.uint64) * LENGTH
     hashes += (eight[starts] & KEEP[np.minimum(lengths, 8)]) * WORD[0]
     for part in range(1, WORD_BYTES // 8):
@@ -72,7 +72,7 @@ def _word_hashes(data: bytes) -> Hashes:
 
 
 def _grams(text: str) -> Iterator[Hashes]:
-    """Hashes of the 13-grams of `text`, in order, some `SLAB_BYTES` of it at a time."""
+    """Hashes of the 13-grams of `text`, in order, about `SLAB_BYTES` of text at a time."""
     data = text.encode("utf-8", "surrogatepass")
     last = np.zeros(0, np.uint64)
     for slab in _slabs(data):
@@ -99,18 +99,18 @@ def _slabs(data: bytes) -> Iterator[bytes]:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What must not be trained on; `load` makes it.
+    """Texts and titles that must not be trained on; made by `load`.
 
     Attributes:
-        identity: hash of everything that decides: contents of the files, and the settings.
-        window: words in which the 13-grams are counted.
+        identity: hash of everything that decides: the files' contents and the settings.
+        window: length of the window in which shared 13-grams are counted, words.
         fraction: share of a window's 13-grams that makes a hit.
         titles: normalised titles.
         ebooks: Project Gutenberg numbers.
-        grams: [n] sorted hashes.
-        owners: [n] index in `names` of the first text that has each.
-        names: the evaluation texts.
-        table: bit table over the upper bits of the hashes.
+        grams: `[n]` sorted hashes.
+        owners: `[n]` index in `names` of the first text that contains each.
+        names: names of the evaluation texts.
+        table: bit table over the upper bits of the hashes, a fast first test.
     """
 
     identity: str
@@ -134,19 +134,20 @@ class Evaluation:
         """Reads evaluation texts and title lists.
 
         Args:
-            files: `.jsonl` (field "text", an evaluation text a line) or `.txt` (one text a file).
-            titles: files with a title or a Project Gutenberg number a line, or `.csv` files with
-                rows of number, title, year, address, as PG19's `metadata.csv` has them.
-            window: words; shorter documents are one window.
-            fraction: share of the 13-grams of a window that makes a hit.
+            files: `.jsonl` (one evaluation text per line, field "text") or `.txt` (one text per
+                file).
+            titles: files with one title or Project Gutenberg number per line, or `.csv` files with
+                rows of number, title, year, address, like PG19's `metadata.csv`.
+            window: words; a shorter document is one window.
+            fraction: share of a window's 13-grams that makes a hit.
 
         Raises:
             UserError: if a file is missing or malformed, or a setting out of range.
         """
         if window < NGRAM:
-            raise UserError(f"decontamination window {window}: must be at least {NGRAM} words")
+            raise UserError(f"evaluation_window={window} must be at least {NGRAM} words")
         if not 0 < fraction <= 1:
-            raise UserError(f"decontamination fraction {fraction}: must be above 0, at most 1")
+            raise UserError(f"evaluation_fraction={fraction} must be above 0 and at most 1")
         for path in (*files, *titles):
             if not path.is_file():
                 raise UserError(f"{path}: there is no such evaluation file")
@@ -159,11 +160,11 @@ class Evaluation:
         )  # fmt: skip
 
     def hit(self, text: str, meta: Mapping[str, Any] | str | None) -> str | None:
-        """Why a document is dropped, in one line; None: it stays.
+        """The reason why a document is dropped, in one line; None if it is kept.
 
         Args:
             text: the document.
-            meta: its metadata, or the JSON of it; may hold them under "meta".
+            meta: its metadata, or their JSON; may hold them under the key "meta".
         """
         return self._listed(_flat(meta)) or self._overlap(text)
 
@@ -196,7 +197,7 @@ class Evaluation:
         counts = np.searchsorted(at, at + span) - np.arange(len(at))
         if not len(at) or counts.max() < needed:
             return None
-        first = int(counts.argmax())  # a window that begins at a shared 13-gram holds the most
+        first = int(counts.argmax())  # some best window begins at a shared 13-gram
         start, count = min(int(at[first]), total - span), int(counts[first])
         owner = self.names[int(np.bincount(self.owners[index[first : first + count]]).argmax())]
         words = f"words {start:,} to {start + span + NGRAM - 1:,}"
@@ -204,7 +205,7 @@ class Evaluation:
 
 
 def normalised(title: str) -> str:
-    """Words of a title, without case and punctuation."""
+    """The words of a title, without case and punctuation."""
     folded = unicodedata.normalize("NFKC", title).casefold().replace("_", " ")
     return " ".join(re.findall(r"\w+", folded))
 
@@ -244,7 +245,7 @@ def _index(
 
 
 def _bit_table(grams: Hashes) -> NDArray[np.uint8]:
-    """A power of two of bits, 16 or more a hash; each hash sets two of them."""
+    """A bit table of a power of two, at least 16 bits per hash; each hash sets two of them."""
     table = np.zeros(1 << max(13, (2 * len(grams)).bit_length()), np.uint8)
     for turn in (1, 2):
         np.bitwise_or.at(table, *_bits(grams, len(table), turn))
@@ -252,14 +253,14 @@ def _bit_table(grams: Hashes) -> NDArray[np.uint8]:
 
 
 def _bits(grams: Hashes, size: int, turn: int) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
-    """Byte of the table and bit in it; in the second turn from other bits of the hash."""
+    """Byte of the table and bit in it for each hash; turn 2 uses other bits of the hash."""
     place = (grams >> np.uint64(64 - turn * (size.bit_length() - 1))) & np.uint64(size - 1)
     bit = (grams >> np.uint64(3 * turn)).astype(np.uint8) & np.uint8(7)
     return place.view(np.int64), np.uint8(1) << bit
 
 
 def _in_table(table: NDArray[np.uint8], grams: Hashes) -> NDArray[np.int64]:
-    """Indices of the hashes that may be in the table: all that are, some 1% of the others."""
+    """Indices of the hashes that may be in the table: all that are, and about 1% of the others."""
     place, bit = _bits(grams, len(table), 1)
     once = np.flatnonzero((table[place] & bit) != 0)
     place, bit = _bits(grams[once], len(table), 2)
@@ -268,7 +269,7 @@ def _in_table(table: NDArray[np.uint8], grams: Hashes) -> NDArray[np.int64]:
 
 
 def _texts(path: Path) -> Iterator[tuple[str, str]]:
-    """(name, text) of each evaluation text of a file."""
+    """(name, text) of each evaluation text in a file."""
     if path.suffix not in (".jsonl", ".txt"):
         raise UserError(f"{path}: evaluation texts are .jsonl or .txt files")
     try:
@@ -279,11 +280,11 @@ def _texts(path: Path) -> Iterator[tuple[str, str]]:
             for number, line in enumerate(lines, start=1):
                 yield f"{path.name}:{number}", str(json.loads(line)["text"])
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f'{path}: not JSON lines with a "text" in UTF-8 ({error!r})') from error
+        raise UserError(f'{path}: not UTF-8 JSON lines with a "text" field ({error!r})') from error
 
 
 def _titles(path: Path) -> Iterator[tuple[bool, str]]:
-    """(False, normalised title) and (True, Project Gutenberg number) of every row."""
+    """(False, normalised title) and (True, Project Gutenberg number) for every row."""
     try:
         lines = path.read_text("utf-8").splitlines()
     except ValueError as error:
@@ -293,7 +294,7 @@ def _titles(path: Path) -> Iterator[tuple[bool, str]]:
         number, title = (*row, "", "")[:2]
         if number.strip().isdecimal():
             yield True, str(int(number))
-        elif table:  # the names of the columns
+        elif table:  # the header row
             continue
         if title := normalised(title):
             yield False, title

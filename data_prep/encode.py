@@ -1,30 +1,32 @@
 r"""Text -> token ids, in batches and in bounded memory.
 
-A long text is encoded in pieces whose ids, joined, are those of the whole text. A piece ends at a
-*border*: behind or in front of a line break, or in front of a single space. Why no token is there:
+A long text is encoded in pieces, and the ids of the pieces, joined, equal those of the whole text.
+A piece ends at a *border*: after or before a line break, or before a single space. No token crosses
+a border, for these reasons:
 
-- BPE joins neighbours only. If no token of the whole text crosses a border then no merge ever did,
+- BPE merges neighbours only. If no token of the whole text crosses a border, no merge ever did,
   and the two sides were merged independently of each other.
-- Byte-level BPE merges inside the matches of a splitting regex, scanned from left to right without
-  look-behind; so where a match ends, the scan goes on as from a fresh start. In Llama-3's regex
-  (and its kin) a match that takes a newline takes the rest of the run of newlines and ends there:
-  the cut is behind the last newline. In GPT-2's, no match goes on from a non-space into a space:
-  the cut is in front of all the spaces. In both, that holds in front of a single space.
-- SentencePiece BPE, in either library: a merge makes a piece of the vocabulary, and no piece holds
-  a newline beside another character, nor a space behind one (checked when the file is loaded).
+- Byte-level BPE merges inside the matches of a splitting regex, which scans from left to right
+  without look-behind, so after the end of a match the scan continues like a fresh start. In
+  Llama-3's regex and similar ones, a match that contains a newline extends to the end of the run of
+  newlines: the cut is after the last newline. In GPT-2's regex no match continues from a non-space
+  into a space: the cut is before all the spaces. Before a single space, both can be cut.
+- SentencePiece BPE, in either library: every merge produces a piece of the vocabulary, and no piece
+  contains a newline next to another character, or a space after one (checked on loading).
 - Tokenizers that turn newlines into spaces (T5, XLM-R) choose tokens word by word.
 
-Later pieces are encoded behind a short context, whose tokens are dropped, so that no mark of a
-text's beginning appears inside it. Because tokenizers differ in more than this, every border is
-tried first: the characters around it are encoded whole and in two, and where that differs the next
-one is taken; a text without a usable border is encoded whole. SentencePiece unigram models are
-never cut: they add up float32 scores along the text, so that each choice depends on all before it.
+All pieces but the first are encoded after a short context whose tokens are dropped, so that no
+beginning-of-text marker appears inside a text. Because tokenizers differ in more ways than these,
+every border is checked first: the characters around it are encoded as a whole and in two parts. If
+the ids differ, the next border is tried; a text without a usable border is encoded whole.
+SentencePiece unigram models are never cut: they accumulate float32 scores along the text, so that
+each choice depends on everything before it.
 
-A document is BOS, its ids, EOS. Where a tokenizer has no BOS (Qwen's), EOS stands there too, so
-that every document is set off on both sides.
+A document is BOS, its ids, EOS. If a tokenizer has no BOS (Qwen's), EOS takes its place, so that
+every document is delimited on both sides.
 
-Cost: less than the tokenizer alone takes for long texts, as pieces fit the processor's caches; some
-100 MB above the ids, whatever the length.
+Cost: for long texts less than the tokenizer alone, because pieces fit into the processor's caches;
+about 100 MB of memory beyond the ids, whatever the length.
 """
 
 import json
@@ -44,13 +46,13 @@ from longctx.data.store import tokenizer_sha256
 from longctx.errors import UserError
 
 PIECE_CHARACTERS = 1 << 15  # measured: 16 K to 64 K are fastest
-BATCH_CHARACTERS = 1 << 20  # the tokenizers library holds some 100 bytes a token until it returns
-WINDOW = 128  # characters on each side of a border that are encoded to try it
-TRIES = 64  # borders in a row that may fail before the rest of a text is encoded whole
+BATCH_CHARACTERS = 1 << 20  # the tokenizers library holds about 100 bytes per token of a batch
+WINDOW = 128  # characters on each side of a border that are encoded to check it
+TRIES = 64  # after this many failed borders in a row the rest of a text is encoded whole
 NEWLINE = re.compile(r"(?<=\S)\s*\n\s*(?=\S)")
 SPACE = re.compile(r"(?<=\S) (?=\S)")
-CROSSING = re.compile(r"[^\u2581 ][\u2581 ]|[^\n]\n|\n[^\n]")  # U+2581 is a space, too
-SAMPLE = "a b\nc"  # has both kinds of border
+CROSSING = re.compile(r"[^\u2581 ][\u2581 ]|[^\n]\n|\n[^\n]")  # U+2581 also stands for a space
+SAMPLE = "a b\nc"  # contains both kinds of border
 
 Ids = NDArray[np.uint16] | NDArray[np.uint32]
 Batch = Callable[[list[str]], list[list[int]]]
@@ -58,14 +60,14 @@ Batch = Callable[[list[str]], list[list[int]]]
 
 @dataclass(frozen=True)
 class Encoder:
-    """A tokenizer; `load_encoder` makes it, and makes it again where it is unpickled.
+    """A tokenizer; made by `load_encoder`, and loaded again when it is unpickled.
 
     Attributes:
-        path: what it was loaded from.
+        path: folder or file that it was loaded from.
         vocab_size: number of token ids.
         bos_id: the id that starts a document; `eos_id` where the tokenizer has no BOS.
         eos_id: the id that ends a document.
-        sha256: hash of the defining file, see `longctx.data.store.tokenizer_sha256`.
+        sha256: hash of the file that defines it, see `longctx.data.store.tokenizer_sha256`.
         batch: ids of each text, without special tokens.
         divisible: whether long texts may be encoded in pieces.
     """
@@ -83,7 +85,7 @@ class Encoder:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """The smallest type that the token store knows for this vocabulary."""
+        """The token store's type for this vocabulary: uint16, or uint32 above 65,536 entries."""
         return np.dtype(np.uint16 if self.vocab_size <= 1 << 16 else np.uint32)
 
     def encode(self, text: str) -> list[int]:
@@ -93,14 +95,14 @@ class Encoder:
     def documents(
         self, texts: Sequence[str], piece_characters: int = PIECE_CHARACTERS
     ) -> list[Ids]:
-        """BOS, ids and EOS of each text; a text written like a special token is text.
+        """BOS, ids and EOS of each text; special tokens written in a text are encoded as text.
 
         Args:
-            texts: any number of any length.
-            piece_characters: texts above this are encoded in pieces of about this length.
+            texts: any number of texts of any length.
+            piece_characters: longer texts are encoded in pieces of about this length.
 
         Returns:
-            One array a text, uint16 or uint32 by the size of the vocabulary.
+            One array per text, of type `dtype`.
         """
         parts: list[list[Ids]] = [[] for _ in texts]
         for batch in self._batches(texts, piece_characters):
@@ -114,7 +116,7 @@ class Encoder:
     def _batches(
         self, texts: Sequence[str], piece_characters: int
     ) -> Iterator[list[tuple[int, str, str]]]:
-        """(document, context, piece), some `BATCH_CHARACTERS` at a time."""
+        """(document, context, piece), about `BATCH_CHARACTERS` at a time."""
         batch: list[tuple[int, str, str]] = []
         characters = 0
         for document, text in enumerate(texts):
@@ -128,12 +130,12 @@ class Encoder:
             yield batch
 
     def _pieces(self, text: str, piece_characters: int) -> Iterator[tuple[str, str]]:
-        """(context, piece) in order; the pieces joined are `text`."""
+        """(context, piece) in order; the pieces, joined, are `text`."""
         start, context, failed = 0, "", 0
         if self.divisible and len(text) > piece_characters:
             at = piece_characters
             while at < len(text) and failed < TRIES:
-                end = at + piece_characters  # searched span by span: a line may be the whole text
+                end = at + piece_characters  # search span by span: one line may be the whole text
                 for cut, following in _borders(text, at, end):
                     if self._usable(text, cut, following):
                         yield context, text[start:cut]
@@ -147,10 +149,10 @@ class Encoder:
         yield context, text[start:]
 
     def _usable(self, text: str, cut: int, context: str) -> bool:
-        """Whether the characters around `cut` give the same ids whole and in two."""
+        """Whether the characters around `cut` give the same ids as a whole and in two parts."""
         before, after = text[max(0, cut - WINDOW) : cut], text[cut : cut + WINDOW]
         spaces = len(before) - len(before.rstrip()), len(after) - len(after.lstrip())
-        if max(spaces) > WINDOW // 2:  # too little of the words beside them would be seen
+        if max(spaces) > WINDOW // 2:  # too few characters of the words on both sides
             return False
         dropped = self._contexts[context]
         both, left, right = self.batch([before + after, before, context + after])
@@ -162,7 +164,7 @@ class Encoder:
 
 
 def _borders(text: str, start: int, end: int) -> Iterator[tuple[int, str]]:
-    """(cut, context of what follows) worth trying in a span of `text`, newlines first."""
+    """(cut, context for what follows) candidates in a span of `text`, newlines first."""
     for match in NEWLINE.finditer(text, start, end):
         yield match.start() + match[0].rindex("\n") + 1, "a\n"
         yield match.start(), "a"
@@ -198,7 +200,7 @@ def _from_sentencepiece(path: Path) -> Encoder:
     if model.eos_id() < 0:
         raise UserError(f"{path}: the tokenizer has no EOS")
     bos = model.bos_id() if model.bos_id() >= 0 else model.eos_id()
-    # The scores of BPE are ranks, those of a unigram model logarithms of probabilities.
+    # BPE scores are ranks (integers); those of a unigram model are log probabilities.
     ranked = all(float(model.get_score(i)).is_integer() for i in range(len(model)))
     divisible = ranked and not _cross(model.id_to_piece(i) for i in range(len(model)))
 
@@ -233,7 +235,7 @@ def _from_tokenizers(path: Path) -> Encoder:
 def _from_gguf(file: Path) -> Encoder:
     if not file.is_file():
         raise UserError(f"{file}: there is no such file")
-    from transformers import AutoTokenizer  # five seconds, and only needed here
+    from transformers import AutoTokenizer  # takes five seconds and is needed only here
 
     auto = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
     if auto.eos_token_id is None:
@@ -247,7 +249,7 @@ def _from_gguf(file: Path) -> Encoder:
 
 def _of_tokenizers(fast: Tokenizer) -> tuple[Batch, bool]:
     fast.encode_special_tokens = True  # "<s>" written in a text is text
-    fast.no_truncation()  # settings of whoever saved the file: they would lose text or add to it
+    fast.no_truncation()  # settings stored in the file would cut texts or pad them
     fast.no_padding()
 
     def batch(texts: list[str]) -> list[list[int]]:

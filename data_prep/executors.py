@@ -1,7 +1,7 @@
-"""datatrove's executors behind one function: processes here, a SLURM cluster, or Ray.
+"""datatrove's executors behind one function: local processes, a SLURM cluster, or Ray.
 
-Finished tasks are marked in the stage's log folder and skipped by every later run. What datatrove
-says goes to the log files of its tasks; the terminal gets a bar over the bytes read.
+Finished tasks are marked in the stage's log folder and skipped by every later run. datatrove's own
+output goes to the log files of its tasks; the terminal shows a progress bar over the bytes read.
 """
 
 import inspect
@@ -38,7 +38,7 @@ OURS_TOO = {"local": ("local_tasks", "local_rank_offset"), "slurm": ("depends_jo
 POLL = 0.5  # seconds
 ROOT = Path(__file__).resolve().parent.parent
 
-logger.remove()  # importing datatrove sends its log to the terminal
+logger.remove()  # importing datatrove makes it log to the terminal
 
 
 @dataclass(frozen=True)
@@ -48,10 +48,10 @@ class Job:
     Args:
         work: the plan's folder.
         plan: content of its `plan.json`.
-        tokenize: stage one, a task per unit.
+        tokenize: stage one, one task per unit.
         assemble: stage two, one task.
-        workers: tasks at a time. None: one a core (local), no limit (slurm, ray).
-        options: for datatrove's executor.
+        workers: tasks that run at a time. None: one per core (local), no limit (slurm, ray).
+        options: passed to datatrove's executor.
     """
 
     work: Work
@@ -89,10 +89,10 @@ def run(name: str, job: Job) -> str | None:
         job: the stages.
 
     Returns:
-        None when the output is there; for slurm the number of the job that will make it.
+        None once the output exists; with slurm the number of the job that will make it.
 
     Raises:
-        UserError: from the stages, or if a worker dies, tasks fail, or sbatch does.
+        UserError: from the stages, or if a worker dies, a task fails, or sbatch fails.
     """
     job.work.prepare(job.plan)
     if name == "slurm":
@@ -119,10 +119,10 @@ def _executor(kind: type, step: PipelineStep, job: Job, stage: str, **more: Any)
 
 
 class _Local(LocalPipelineExecutor):  # type: ignore[misc]
-    """datatrove's, with a pool that notices when a worker dies instead of waiting for ever."""
+    """datatrove's executor with a pool that fails when a worker dies instead of waiting."""
 
     def run(self) -> None:
-        """Runs what is not finished; stops all of it at the first error."""
+        """Runs the unfinished tasks; stops all of them at the first error."""
         context = multiprocessing.get_context(self.start_method)
         if self.start_method == "forkserver":  # imports once for all workers
             context.set_forkserver_preload(["longctx.data_prep.tokenize_step"])
@@ -130,7 +130,9 @@ class _Local(LocalPipelineExecutor):  # type: ignore[misc]
         workers = min(self.workers, len(ranks))
         if not ranks:
             return
-        stopped, stop = context.Pipe(duplex=False)  # an Event hangs if a waiting process is killed
+        stopped, stop = context.Pipe(
+            duplex=False
+        )  # an Event would hang if a waiting process were killed
         with stopped, stop, ProcessPoolExecutor(workers, context, _watch, (stopped,)) as pool:
             try:
                 futures = [pool.submit(_here, self, rank) for rank in ranks]
@@ -138,16 +140,16 @@ class _Local(LocalPipelineExecutor):  # type: ignore[misc]
                     future.result()
             except BrokenProcessPool as error:
                 raise UserError(
-                    "a worker was killed, perhaps for want of memory (use fewer workers): the same "
-                    "command goes on from the tasks that are finished"
+                    "a worker was killed, perhaps because memory ran out (set a smaller workers=): "
+                    "the same command continues after the finished tasks"
                 ) from error
             except BaseException:
-                stop.send_bytes(b"stop")  # nobody takes it out: all workers see it
+                stop.send_bytes(b"stop")  # never received, so every worker sees it
                 raise
 
 
 def _here(executor: PipelineExecutor, rank: int) -> None:
-    """Runs one task in this process; loguru would write to the terminal."""
+    """Runs one task in this process and keeps loguru's output off the terminal."""
     try:
         with redirect_stderr(io.StringIO()):
             executor._run_for_rank(rank, 1)
@@ -156,7 +158,7 @@ def _here(executor: PipelineExecutor, rank: int) -> None:
 
 
 def _watch(stopped: Connection) -> None:
-    """Ends a worker when the main process says so or is no more, and only then."""
+    """Ends a worker when the main process asks for it or is gone, and only then."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None
@@ -231,7 +233,9 @@ def _slurm(job: Job) -> str:
     try:
         last.run()
     except FileNotFoundError as error:
-        raise UserError("sbatch is not here: start this on a login node of the cluster") from error
+        raise UserError(
+            "sbatch is not installed: run this on a login node of the cluster"
+        ) from error
     except subprocess.CalledProcessError as error:
         raise UserError(f"sbatch refused the job (exit code {error.returncode})") from error
     job.work.note_submitted(str(last.job_id))
@@ -239,7 +243,7 @@ def _slurm(job: Job) -> str:
 
 
 def _queued(number: str) -> bool:
-    """Whether SLURM says that the job waits or runs; no where nobody knows."""
+    """Whether SLURM reports the job as waiting or running; False if squeue is missing or fails."""
     try:
         asked = subprocess.run(["squeue", "-j", number, "-h"], capture_output=True, check=False)
     except OSError:
@@ -252,7 +256,7 @@ def _queued(number: str) -> bool:
 
 @contextmanager
 def _progress(work: Work) -> Iterator[None]:
-    """A bar over the bytes of the input while the body runs."""
+    """Shows a progress bar over the input's bytes while the body runs."""
     sizes = [sum(piece["stop"] - piece["start"] for piece in unit if piece["kind"] != "hf")
              for unit in work.plan["units"]]  # fmt: skip
     known = all(piece["kind"] != "hf" for unit in work.plan["units"] for piece in unit)
@@ -277,13 +281,13 @@ def _progress(work: Work) -> Iterator[None]:
 
 
 def _done(work: Work, sizes: list[int]) -> int:
-    """Bytes of finished tasks, and what the running ones have noted."""
+    """Bytes read by finished tasks, plus those that running tasks have reported."""
     marks = work.logs("tokenize") / "completions"
     finished = {int(mark.name) for mark in marks.iterdir()} if marks.is_dir() else set()
     total = sum(sizes[rank] for rank in finished)
     for note in (work.folder / "progress").iterdir():
         try:
             total += int(note.read_text()) if int(note.name) not in finished else 0
-        except (ValueError, OSError):  # just being written, or just finished
+        except (ValueError, OSError):  # being written, or just finished
             continue
     return total

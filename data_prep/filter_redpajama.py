@@ -1,6 +1,6 @@
 """Raw corpora -> token stores of long documents: `python data_prep/filter_redpajama.py --help`.
 
-Plans the work, has datatrove do it (`executors.py`), and says what came of it.
+Plans the work, runs it through datatrove (`executors.py`) and prints a summary.
 """
 
 import json
@@ -16,10 +16,10 @@ NEEDED = ("datatrove", "orjson", "zstandard")  # the extra `prep`
 
 
 def main(config: FilterConfig) -> None:
-    """Makes `config.output`.
+    """Creates the token stores in `config.output`.
 
     Raises:
-        UserError: if a setting or an input is wrong, before anything is written; or from the run.
+        UserError: if a setting or an input is wrong (nothing is written then), or a task fails.
     """
     if missing := [name for name in NEEDED if find_spec(name) is None]:
         raise UserError(f"{missing[0]} is not installed: pip install -e '.[prep]'")
@@ -36,14 +36,14 @@ def main(config: FilterConfig) -> None:
         if done.get("identity") != step.rules.identity(job.work):
             raise UserError(
                 f"{output} exists already, and not from these inputs and settings: "
-                "remove it, or write to another name"
+                "remove it, or choose another output="
             )
         print(f"{output}: already done")
         return
     try:
         number = executors.run(config.executor.name, job)
     except KeyboardInterrupt:
-        print("interrupted: the same command goes on from here", file=sys.stderr)
+        print("interrupted: the same command continues from here", file=sys.stderr)
         raise SystemExit(130) from None
     if number:
         if before:
@@ -54,11 +54,11 @@ def main(config: FilterConfig) -> None:
         )
         return
     print(table(_read(output / SUMMARY)))
-    print(f"\n{output}: done. {job.work.folder} may be deleted; it spares the tokenizer next time")
+    print(f"\n{output}: done. {job.work.folder} may be deleted; kept, it saves tokenising again")
 
 
 def plan(config: FilterConfig) -> Any:
-    """What `executors.run` is to do; looks at inputs, tokenizer and evaluation texts.
+    """The job for `executors.run`; reads the inputs' names, the tokenizer and evaluation texts.
 
     Returns:
         A `longctx.data_prep.executors.Job`.
@@ -103,7 +103,7 @@ def plan(config: FilterConfig) -> Any:
 
 
 def _check_domains(domains: list[str], limited: list[str], pieces: list[Any]) -> None:
-    """Raises UserError for a name that no record can have."""
+    """Raises UserError for a domain that no record can have."""
     from longctx.data_prep.inputs import RED_PAJAMA
 
     if domains and (left := [name for name in limited if name not in domains]):
@@ -121,7 +121,7 @@ def _check_places(config: FilterConfig) -> None:
         for text in config.inputs:
             root = Path(text).resolve()
             if root.is_dir() and place.resolve().is_relative_to(root):
-                raise UserError(f"{place} is inside input={text}: it would be read next time")
+                raise UserError(f"{place} is inside input={text}, so the next run would read it")
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""What there is to read: files and datasets, cut into pieces and dealt to units in a fixed order.
+"""Finds the input: files and datasets, split into pieces and grouped into units in a fixed order.
 
-Looks at names and sizes only (of a hub's dataset, at its card): seconds for 100,000 files.
+Reads only names and sizes (for a dataset on the hub, its card): seconds for 100,000 files.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ ALIASES = {name: name for name in RED_PAJAMA} | {
     "books": "book", "cc": "common_crawl", "commoncrawl": "common_crawl",
     "stack_exchange": "stackexchange", "wiki": "wikipedia",
 }  # fmt: skip
-# A domain and what the files of RedPajama have behind it: arxiv_023827cd-..., c4-train.00000-of-...
+# A domain and what follows it in RedPajama's file names: arxiv_023827cd-..., c4-train.00000-of-...
 NAMED = re.compile(
     rf"({'|'.join(sorted(ALIASES, key=len, reverse=True))})"
     r"(?=\.|_?[0-9]|_[0-9a-f]{8}-|-train\.[0-9])"
@@ -35,14 +35,14 @@ class Piece:
     """A part of one input.
 
     Args:
-        path: the file, or what stood behind `hf:`.
+        path: the file, or the text after `hf:`.
         kind: `jsonl | gz | zst | hf`.
-        domain: of documents that do not name theirs.
-        start: first byte of a range of lines; of a dataset, the shard.
-        stop: byte behind the range; of a dataset, how many shards there are.
+        domain: domain of documents that do not name their own.
+        start: first byte of the range of lines; for a dataset, the index of the shard.
+        stop: end of the range, exclusive; for a dataset, the number of shards.
         size: bytes of the whole file when it was found; 0 for a dataset.
-        version: what tells this content from another: time of change, or a dataset's hash.
-        placed: whether a folder that is named like one of RedPajama's domains gave the domain.
+        version: identifies the content: modification time, or a dataset's hash.
+        placed: whether `domain` comes from a folder named like one of RedPajama's domains.
     """
 
     path: str
@@ -56,11 +56,11 @@ class Piece:
 
     @property
     def bytes(self) -> int:
-        """Bytes to read; 0 where nobody knows."""
+        """Bytes to read; 0 if unknown."""
         return self.stop - self.start if self.kind != "hf" else 0
 
     def check(self) -> None:
-        """Raises UserError if the file is not the one that was found."""
+        """Raises UserError if the file has changed since it was found."""
         if self.kind != "hf":
             path = Path(self.path)
             found = path.stat() if path.is_file() else None
@@ -71,32 +71,32 @@ class Piece:
 
 
 def domain_name(label: str) -> str:
-    """A folder name for a domain; RedPajama's seven under one name however they are spelt.
+    """A folder name for a domain; each spelling of RedPajama's seven gives the same name.
 
     Args:
-        label: `cc`, `RedPajamaArXiv`, `Books`...
+        label: for example `cc`, `RedPajamaArXiv` or `Books`.
     """
     name = re.sub(r"[^a-z0-9_]+", "_", label.lower().removeprefix("redpajama")).strip("_")
     return ALIASES.get(name, name) or "text"
 
 
 def find_pieces(inputs: Sequence[str], domains: Sequence[str], split_bytes: int) -> list[Piece]:
-    """All there is to read, in the order of the inputs, then of the names.
+    """All pieces of the input, in the order of the inputs, then of the names.
 
     Args:
         inputs: files, folders (searched to any depth, links followed), `hf:NAME_OR_PATH`.
-        domains: which are wanted; empty: all. Folders of RedPajama's others are not read, so what
-            the records in them call themselves is not looked at.
-        split_bytes: plain files above this are cut.
+        domains: domains to read; empty: all. Folders of RedPajama's other domains are skipped
+            without reading the labels of the records in them.
+        split_bytes: plain files larger than this are split.
 
     Raises:
-        UserError: if an input is missing, holds nothing, or is given twice.
+        UserError: if an input is missing, contains nothing to read, or is given twice.
     """
     pieces: list[Piece] = []
     for text in inputs:
         found = list(_dataset(text) if text.startswith(HUB) else _files(Path(text), split_bytes))
         if not found:
-            raise UserError(f"input={text} holds nothing to read: wanted {', '.join(SUFFIXES)}")
+            raise UserError(f"input={text} contains none of {', '.join(SUFFIXES)}")
         pieces += found
     seen: set[str] = set()
     for piece in pieces:
@@ -113,9 +113,9 @@ def find_pieces(inputs: Sequence[str], domains: Sequence[str], split_bytes: int)
 
 
 def deal(pieces: Sequence[Piece], unit_bytes: int) -> list[list[Piece]]:
-    """Units of consecutive pieces: as many as fit into `unit_bytes`, at least one.
+    """Groups consecutive pieces into units: as many as fit into `unit_bytes`, at least one.
 
-    A dataset's shards, whose sizes nobody knows, are a unit each.
+    The size of a dataset's shards is unknown, so each of them is a unit.
     """
     units: list[list[Piece]] = []
     room = 0
@@ -148,7 +148,7 @@ def _files(root: Path, split_bytes: int) -> Iterator[Piece]:
 
 
 def _below(root: Path) -> Iterator[Path]:
-    """Files at any depth; what several links lead to comes once, by its own name if it has one."""
+    """Files at any depth; one with several links comes once, by its own name if it has one."""
     top, visited = os.path.realpath(root), set()
     for folder, names, files in os.walk(root, followlinks=True):
         here, real = Path(folder), os.path.realpath(folder)
@@ -163,12 +163,13 @@ def _below(root: Path) -> Iterator[Path]:
 
 
 def _domain_of(path: Path, root: Path) -> tuple[str, bool]:
-    """RedPajama's, by the innermost folder or the file; else the outermost folder below `root`.
+    """The domain of a file, from its place.
 
-    Of a file that is given itself, the folder it is in and its own name.
+    It is RedPajama's if the innermost folder or the file is named so; otherwise the outermost
+    folder below `root`. If `root` is the file itself, its folder and its own name are used.
 
     Returns:
-        The domain, and whether it is RedPajama's by a folder.
+        The domain, and whether a folder with one of RedPajama's names gave it.
     """
     base = root if root.is_dir() else root.parent
     folders = [base.name, *path.relative_to(base).parts[:-1]]
@@ -206,15 +207,15 @@ def _fingerprint(path: Path) -> str:
 
 @cache
 def open_dataset(name: str) -> tuple[Any, str]:
-    """The training split of a Hugging Face dataset, streamed, and the hash of what it holds.
+    """The training split of a Hugging Face dataset, streamed, and a hash of its content.
 
     Args:
-        name: of the hub, or a directory: of parquet or JSONL files, or as `save_to_disk` leaves it.
+        name: name on the hub, or a directory of parquet or JSONL files or made by `save_to_disk`.
 
     Raises:
         UserError: if it cannot be opened or has no training split.
     """
-    import datasets  # three seconds
+    import datasets  # takes three seconds
 
     try:
         if any((Path(name) / file).is_file() for file in ("state.json", "dataset_dict.json")):

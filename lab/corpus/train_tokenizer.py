@@ -1,10 +1,10 @@
 """Trains the lab tokenizer: SentencePiece BPE, 4,096 pieces, byte fallback, single digits.
 
 Normalisation is the identity and there is no dummy prefix, so `decode(encode(x)) == x` for any
-text without U+2581 (SentencePiece's own mark for a space) and NUL. `tokenizer.model` is the
-definition; `tokenizer.json` says the same for `AutoTokenizer`, which puts BOS in front unless
-`add_special_tokens=False`. Deterministic: the same texts give the same bytes. One thread,
-some 20 seconds and 300 MB for the default sample.
+text without U+2581 (SentencePiece's own mark for a space) and NUL. `tokenizer.model` defines the
+tokenizer; `tokenizer.json` is its equivalent for `AutoTokenizer`, which puts BOS in front unless
+`add_special_tokens=False`. Training is deterministic: the same texts give the same bytes. It takes
+one thread, about 20 seconds and 300 MB for the default sample.
 """
 
 import argparse
@@ -26,14 +26,14 @@ MAX_LINE_BYTES = 16_384
 
 
 def sample_lines(folder: Path, characters: int) -> Iterator[str]:
-    """Every k-th line of every text below `folder`, so that about `characters` are seen.
+    """Every k-th line of all texts below `folder`, with k chosen to give about `characters`.
 
     Raises:
         UserError: if there is no JSONL file below `folder`.
     """
     files = sorted(folder.rglob("*.jsonl"))
     if not files:
-        raise UserError(f"{folder} holds no .jsonl file (lab/corpus/fetch.py makes them)")
+        raise UserError(f"{folder} contains no .jsonl file (lab/corpus/fetch.py makes them)")
     total = sum(file.stat().st_size for file in files)
     every = max(1, total // characters)
     number = 0
@@ -76,8 +76,8 @@ def train(lines: Iterator[str], vocab_size: int) -> bytes:
 def to_tokenizers(model: bytes) -> Tokenizer:
     """The same tokenizer for the `tokenizers` library.
 
-    Merges are every split of a piece into two pieces, in the order of the pieces' scores: that is
-    the order in which SentencePiece joins them.
+    The merges are all splits of a piece into two pieces, ordered by the scores of the pieces: the
+    order in which SentencePiece merges them.
     """
     processor = spm.SentencePieceProcessor(model_proto=model)
     pieces = [processor.id_to_piece(i) for i in range(len(processor))]
@@ -129,9 +129,13 @@ def save(model: bytes, folder: Path) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
-    parser.add_argument("--input", type=Path, default=Path("data/lab/raw"), help="folder of JSONL")
+    parser.add_argument(
+        "--input", type=Path, default=Path("data/lab/raw"), help="folder of JSONL files"
+    )
     parser.add_argument("--output", type=Path, default=Path("assets/lab-llama"))
-    parser.add_argument("--vocab-size", type=int, default=4096, help="pieces (default: 4096)")
+    parser.add_argument(
+        "--vocab-size", type=int, default=4096, help="vocabulary size, pieces (default: 4096)"
+    )
     parser.add_argument(
         "--sample", type=int, default=SAMPLE_CHARACTERS,
         help="characters to train on (default: %(default)s)",

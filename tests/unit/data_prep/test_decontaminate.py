@@ -218,9 +218,9 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
     wrong.write_text("x")
     lines = tmp_path / "a.jsonl"
     for arguments, message in [
-        (([file], [], 12, 0.8), "window 12: must be at least 13"),
-        (([file], [], 100, 0.0), "fraction 0.0: must be above 0"),
-        (([file], [], 100, 1.5), "fraction 1.5"),
+        (([file], [], 12, 0.8), "evaluation_window=12 must be at least 13 words"),
+        (([file], [], 100, 0.0), "evaluation_fraction=0.0 must be above 0"),
+        (([file], [], 100, 1.5), "evaluation_fraction=1.5"),
         (([tmp_path / "b.txt"], [], 100, 0.8), r"b\.txt: there is no such evaluation file"),
         (([], [tmp_path / "b.txt"], 100, 0.8), r"b\.txt: there is no such evaluation file"),
         (([wrong], [], 100, 0.8), r"are \.jsonl or \.txt files"),
@@ -229,7 +229,7 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
             Evaluation.load(*arguments)
     for line in ('{"txt": "x"}', "[1]", "{", '"\xff'):
         lines.write_bytes(line.encode("latin-1"))
-        with pytest.raises(UserError, match=r"a\.jsonl: not JSON lines"):
+        with pytest.raises(UserError, match=r"a\.jsonl: not UTF-8 JSON lines"):
             Evaluation.load([lines], [], 100, 0.8)
     file.write_bytes(b"\xff\xff")
     with pytest.raises(UserError, match="UTF-8"):

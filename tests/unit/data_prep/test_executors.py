@@ -56,7 +56,10 @@ def test_workers_run_at_the_same_time(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("deed", "message"),
-    [("kill", "a worker was killed, .*: the same command goes on"), ("refuse", "does not want to")],
+    [
+        ("kill", "a worker was killed, .*: the same command continues"),
+        ("refuse", "does not want to"),
+    ],
 )
 def test_a_failing_task_stops_the_run_in_one_line(
     deed: str, message: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
@@ -81,7 +84,7 @@ def test_a_failing_task_stops_the_run_in_one_line(
 def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
     first = job(tmp_path)
     first.work.prepare(first.plan)
-    with first.work.locked(), pytest.raises(UserError, match="another run is at work in"):
+    with first.work.locked(), pytest.raises(UserError, match="another run is using"):
         executors.run("local", job(tmp_path))
 
 
@@ -194,7 +197,7 @@ def test_slurm_mistakes_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyP
     write(tmp_path / "raw" / "a.jsonl", line("a"))
     settings = config(tmp_path / "raw", tmp_path / "out", executor=slurm())
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(UserError, match="sbatch is not here"):
+    with pytest.raises(UserError, match="sbatch is not installed"):
         main(settings)
 
     def refuse(*_: object, **__: object) -> bytes:

@@ -247,7 +247,7 @@ def test_mistakes_in_the_input(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for given_, message in (
         ([str(tmp_path / "nope")], "no such file or folder"),
-        ([str(tmp_path / "empty")], "holds nothing to read: wanted .jsonl,"),
+        ([str(tmp_path / "empty")], r"empty contains none of \.jsonl,"),
         ([str(path), str(tmp_path)], "is in the input twice"),
     ):
         with pytest.raises(UserError, match=message):

