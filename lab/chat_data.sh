@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Instructions for `train.py recipe=chat_sft`, made of the lab's texts (lab/corpus.sh) and SQuAD
-# (data_prep/qa_data.sh, which downloads 18 MB). What is there already is left alone; a minute.
-# data/lab/raw_chat/squad_held_out.json: the articles that stay out, for `evaluate.py tasks=[qa]`.
+# Instructions for `train.py recipe=chat_sft`, made from the lab's texts (lab/corpus.sh) and SQuAD
+# (data_prep/qa_data.sh, which downloads 18 MB). Takes a minute; what already exists is kept.
+# data/lab/raw_chat/squad_held_out.json has the articles reserved for `evaluate.py tasks=[qa]`.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bash lab/corpus.sh

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The lab's texts and token stores under data/lab; what is there already is left alone.
+# The lab's texts and token stores under data/lab; what already exists is kept.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 lab=data/lab

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Several nodes without a scheduler, the same command on each of them:
+# Several nodes without a scheduler; run the same command on each of them:
 #   NODES=2 MASTER=node0 bash launch/torchrun.sh recipe=pi model=llama2_7b ...
-# MASTER: one of the nodes, host or host:port. PROCESSES: ranks per node, by default its GPUs.
-# ADDRESS: this node's own address, where its name does not lead to it (several networks).
+# MASTER: one of the nodes, host or host:port. PROCESSES: ranks per node; default: its number of GPUs.
+# ADDRESS: this node's own address, if its host name resolves to another one (several networks).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 : "${NODES:?NODES=2: how many nodes}" "${MASTER:?MASTER=node0: one of the nodes}"

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# One command's worth of every probe: SmolLM2-135M at 1K to 4K inside its window of 8,192, and the
-# lab's models at 256 to 4,096 (docs/reports/). Uses what lab/studies/gguf.sh, lab/studies/pi.sh,
-# lab/studies/longgen.sh and data_prep/ruler_data.sh make or fetch; about 90 minutes on two CPU cores, of which
-# SmolLM2 takes most. Few samples: the intervals in the tables are wide.
-# Without an argument both; `smollm2` or `lab`: one. A second call goes on where the first one stopped.
+# Every evaluation task in one command: SmolLM2-135M at 1K to 4K, inside its window of 8,192, and the
+# lab's models at 256 to 4,096 (docs/reports/). Needs the outputs of lab/studies/gguf.sh,
+# lab/studies/pi.sh, lab/studies/longgen.sh and data_prep/ruler_data.sh. About 90 minutes on two CPU
+# cores, mostly for SmolLM2. There are few samples, so the intervals in the tables are wide.
+# The argument `smollm2` or `lab` runs one of the two. Run it again to resume.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}

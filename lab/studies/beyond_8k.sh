@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# SmolLM2-135M beyond its real window of 8,192 tokens, with no training: 16,384 tokens of a held-out
-# text in one pass, and one passkey a depth at 12,288. Uses what lab/studies/gguf.sh fetched; about 45
-# minutes on two CPU cores. A second call goes on where the first one stopped.
+# SmolLM2-135M beyond its window of 8,192 tokens without training: 16,384 tokens of a held-out text in
+# one pass, and one passkey per depth at 12,288. Needs the model that lab/studies/gguf.sh downloads.
+# About 45 minutes on two CPU cores. Run it again to resume.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# CEPE on the lab model: an encoder from random weights (cepe_mlm), the warm-up in two stages, the main
-# stage, then loss with true, shuffled and no context. Without an argument the tables of docs/results.md, about
-# an hour on two CPU cores; `demo` (`make demo RECIPE=cepe`): fewer steps, about six, too few for
-# an effect: an encoder after 100 steps does not teach where to look.
-# A second call goes on where the first one stopped.
+# CEPE on the lab model: an encoder from random weights (cepe_mlm), two warm-up stages, the main stage,
+# then the loss with true, shuffled and no contexts. Without an argument it makes the tables of
+# docs/results.md, in about an hour on two CPU cores. With `demo` (`make demo RECIPE=cepe`) it takes
+# fewer steps and about six minutes, too few to show an effect: after 100 steps the encoder is too weak
+# for cross-attention to learn where to look. Run it again to resume.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# CEPED on the lab model (docs/results.md): the lab model taught to answer in a template, a warm-up
-# beside it, then the main stage with the next-token loss alone and with each divergence, from the
-# same start over the same rows. About an hour on two CPU cores; a second call goes on where the
-# first one stopped.
+# CEPED on the lab model (docs/results.md): teaches the lab model to answer in a template, warms up
+# cross-attention on it, then runs the main stage with the next-token loss alone and with each
+# divergence, from the same start and over the same rows. About an hour on two CPU cores. Run it again
+# to resume.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Fine-tuning under Dual Chunk Attention on the lab model (docs/results.md): 100 steps, then what
-# lab/studies/training_free.sh measures of the model as it is. About ten minutes on one CPU core.
+# Fine-tuning with Dual Chunk Attention on the lab model (docs/results.md): 100 steps, then the
+# measurements that lab/studies/training_free.sh makes without training. About ten minutes on one core.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}

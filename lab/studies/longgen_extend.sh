@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# LongGen's own recipe on the lab model (docs/results.md): the window of 256 extended to 2,048 and to
-# 4,096 in the same steps that make two thirds of the layers sparse, beside full attention trained
-# alike. About 20 minutes on two CPU cores; a second call goes on where the first one stopped.
+# LongGen's own recipe on the lab model (docs/results.md): extends the window of 256 to 2,048 and to
+# 4,096 in the same steps that make two thirds of the layers sparse, and trains full attention alike for
+# comparison. About 20 minutes on two CPU cores. Run it again to resume.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}

@@ -1,7 +1,6 @@
 #!/usr/bin/env bash
-# The lab table of docs/results.md: Position Interpolation and direct fine-tuning, 256 -> 2,048, at
-# 0, 50, 100 and 200 steps. About an hour on two CPU cores; a second call goes on where the
-# first one stopped.
+# The lab table of docs/results.md: Position Interpolation and direct fine-tuning, 256 -> 2,048, after
+# 0, 50, 100 and 200 steps. About an hour on two CPU cores. Run it again to resume.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# The training-free table of docs/results.md: the lab model beyond its window of 256 tokens with no
-# training at all, by Dual Chunk Attention and what it is compared with. About 15 minutes on two CPU
-# cores; a second call goes on where the first one stopped.
+# The training-free table of docs/results.md: the lab model beyond its window of 256 tokens without
+# training, with Dual Chunk Attention and the methods it is compared with. About 15 minutes on two CPU
+# cores. Run it again to resume.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
