@@ -5,13 +5,14 @@ They differ in numbers only (conf/recipe); any attention method and rope scaling
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
 from longctx.batch import Batch
-from longctx.config import DataConfig, RunConfig
-from longctx.data.loader import RowLoader, packed
+from longctx.config import RunConfig
+from longctx.data.loader import Change, packed
 from longctx.data.store import Store, tokenizer_sha256
 from longctx.errors import UserError
 from longctx.models.load import architecture_of, load_model, local_tokenizer
@@ -58,21 +59,21 @@ def sketch_decoder(run: RunConfig) -> Any:
     return random_model(architecture, run.attention, run.rope, run.train.dtype, meta=True)
 
 
-def build_data(run: RunConfig) -> Data:
-    """Packed rows of the stores; held-out rows in an order that no seed changes."""
+def build_data(run: RunConfig, change: Change | None = None) -> Data:
+    """Packed rows of the stores; held-out rows in an order that no seed changes.
+
+    Args:
+        run: the run.
+        change: what is done to each row, held-out ones too; see `longctx.data.loader.RowLoader`.
+    """
     held_out = replace(run.data, store=run.data.held_out, weights=None, long_tokens=None)
-    return Data(
-        train=_loader(run, run.data, run.train.batch_rows, run.seed, "data.store"),
-        held_out=_loader(run, held_out, run.train.eval_rows, 0, "data.held_out")
-        if held_out.store
-        else None,
-    )
-
-
-def _loader(run: RunConfig, data: DataConfig, rows: int, seed: int, name: str) -> RowLoader:
-    stores = open_stores(run, data.store)
-    micro = run.train.micro_batch_rows
-    return packed(stores, data, batch_rows=rows, micro_batch_rows=micro, seed=seed, name=name)
+    cut = partial(packed, micro_batch_rows=run.train.micro_batch_rows, change=change)
+    rows, stores = run.train.batch_rows, open_stores(run, run.data.store)
+    train = cut(stores, run.data, batch_rows=rows, seed=run.seed, name="data.store")
+    if not held_out.store:
+        return Data(train, None)
+    rows, stores = run.train.eval_rows, open_stores(run, held_out.store)
+    return Data(train, cut(stores, held_out, batch_rows=rows, seed=0, name="data.held_out"))
 
 
 def open_stores(run: RunConfig, paths: Sequence[str]) -> list[Store]:
@@ -82,7 +83,7 @@ def open_stores(run: RunConfig, paths: Sequence[str]) -> list[Store]:
         UserError: if one cannot be read, or was not made with the run's tokenizer.
     """
     stores = [Store(path) for path in paths]
-    tokenizer = run.model.tokenizer or run.model.path
+    tokenizer = run.model.tokenizer_path
     if tokenizer is not None:
         sha = tokenizer_sha256(local_tokenizer(tokenizer))
         for store in stores:

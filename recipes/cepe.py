@@ -35,8 +35,7 @@ from longctx.train.optim import freeze_all_but
 def build_model(run: RunConfig) -> nn.Module:
     """The decoder, frozen, with encoder and cross-attention beside it, on CPU."""
     _check(run)
-    tokenizer = run.model.tokenizer or run.model.path
-    require_same_tokenizer(tokenizer, [run.encoder.path, run.cepe.start])
+    require_same_tokenizer(run.model.tokenizer_path, [run.encoder.path, run.cepe.start])
     fresh = run.cepe.start is None  # else all its weights are about to come from there
     encoder = chosen_encoder(run.encoder, run.train.dtype, run.seed, weights=fresh)
     model: Any = _join(run, load_decoder(run), encoder)

@@ -93,7 +93,7 @@ def _mask_id(run: RunConfig, stores: Stores) -> int:
 def _special(run: RunConfig, stores: Stores) -> tuple[int, ...]:
     """Ids that are never masked."""
     ids = {int(s.meta[key]) for s in stores.stores for key in ("bos_id", "eos_id")}
-    tokenizer = run.model.tokenizer or run.model.path
+    tokenizer = run.model.tokenizer_path
     if tokenizer is not None:
         ids |= set(load_tokenizer(tokenizer).all_special_ids)
     return tuple(sorted(ids))

@@ -33,6 +33,11 @@ class ModelConfig:
     architecture: dict[str, Any]
     tokenizer: str | None
 
+    @property
+    def tokenizer_path(self) -> str | None:
+        """A directory, a `.gguf` file or a hub name with the tokenizer. None: there is none."""
+        return self.tokenizer or self.path
+
 
 @dataclass(frozen=True)
 class AdapterConfig:

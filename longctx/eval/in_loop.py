@@ -106,7 +106,7 @@ def _windows(run: RunConfig, own: InLoopConfig) -> dict[int, list[Row]]:
     if not run.data.held_out:
         raise UserError(f"in_loop.documents={own.documents} needs data.held_out=[DIR]")
     store, longest = Store(run.data.held_out[0]), max(own.lengths)
-    tokenizer = run.model.tokenizer or run.model.path
+    tokenizer = run.model.tokenizer_path
     if tokenizer is not None:
         store.require_tokenizer(tokenizer_sha256(local_tokenizer(tokenizer)), tokenizer)
     where = str(store.path)
@@ -122,7 +122,7 @@ def _windows(run: RunConfig, own: InLoopConfig) -> dict[int, list[Row]]:
 
 def _passkeys(run: RunConfig, own: InLoopConfig) -> dict[int, list[Row]]:
     """Prompts with their answer, at depths from first to last."""
-    where = run.model.tokenizer or run.model.path
+    where = run.model.tokenizer_path
     if where is None:
         raise UserError(f"in_loop.passkeys={own.passkeys} needs model.tokenizer=DIR")
     tokenizer: Any = load_tokenizer(where)

@@ -55,7 +55,7 @@ def node_copy(run: RunConfig, mesh: Mesh, wanted: bool = True) -> Iterator[RunCo
         if place is None or not Path(place).is_dir():  # not to be seen from this container
             yield run
         else:
-            tokenizer = run.model.tokenizer or run.model.path
+            tokenizer = run.model.tokenizer_path
             model = dataclasses.replace(run.model, path=place, tokenizer=tokenizer)
             yield dataclasses.replace(run, model=model)
         if any(places):

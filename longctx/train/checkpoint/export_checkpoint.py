@@ -57,7 +57,7 @@ def export_checkpoint(
     model: Any
     model, run = checkpoint_model(path, build_model)
     model.to(DTYPES[run.train.export_dtype])
-    return export(model, run.model.tokenizer or run.model.path, directory)
+    return export(model, run.model.tokenizer_path, directory)
 
 
 def main() -> None:
