@@ -16,12 +16,7 @@ from longctx.data.context_loader import Stores, few, windowed
 from longctx.data.loader import Change, in_turn
 from longctx.data.masks import MaskContexts
 from longctx.errors import UserError
-from longctx.models.cepe.chosen_encoder import (
-    chosen_encoder,
-    require_window,
-    sketch_encoder,
-    tiny_encoder,
-)
+from longctx.models.cepe import chosen_encoder
 from longctx.models.cepe.model import CepeForCausalLM
 from longctx.models.configure import native_window
 from longctx.models.save_memory import spare
@@ -37,7 +32,7 @@ def build_model(run: RunConfig) -> nn.Module:
     _check(run)
     require_same_tokenizer(run.model.tokenizer_path, [run.encoder.path, run.cepe.start])
     fresh = run.cepe.start is None  # else all its weights are about to come from there
-    encoder = chosen_encoder(run.encoder, run.train.dtype, run.seed, weights=fresh)
+    encoder = chosen_encoder.build(run.encoder, run.train.dtype, run.seed, weights=fresh)
     model: Any = _join(run, load_decoder(run), encoder)
     if run.cepe.start is not None:
         take_added(model, run.cepe.start)
@@ -47,7 +42,7 @@ def build_model(run: RunConfig) -> nn.Module:
 def sketch(run: RunConfig) -> nn.Module:
     """The model on the meta device."""
     _check(run)
-    decoder, encoder = sketch_decoder(run), sketch_encoder(run.encoder, run.train.dtype)
+    decoder, encoder = sketch_decoder(run), chosen_encoder.sketch(run.encoder, run.train.dtype)
     with torch.device("meta"):
         return _ready(run, _join(run, decoder, encoder))
 
@@ -60,7 +55,7 @@ def _check(run: RunConfig) -> None:
 
 
 def _join(run: RunConfig, decoder: Any, encoder: Any) -> Any:
-    require_window(encoder, run.contexts.size, "contexts.size")
+    chosen_encoder.require_window(encoder, run.contexts.size, "contexts.size")
     window, kind = native_window(decoder.config), decoder.config.rope_parameters["rope_type"]
     # Other attentions, and dynamic rope, read beyond the window that a model claims.
     if run.data.seq_len > window and run.attention["name"] == "full" and kind != "dynamic":
@@ -82,12 +77,7 @@ def _ready(run: RunConfig, model: Any) -> nn.Module:
 
 
 def build_data(run: RunConfig, change: Change | None = None) -> Data:
-    """Rows with contexts; held-out rows are of the same kinds, in an order that no seed changes.
-
-    Args:
-        run: the run.
-        change: what is done to each training row beside the masking of contexts.
-    """
+    """Rows with contexts, changed by `change` too; held-out rows are the same for every seed."""
     data, contexts = run.data, run.contexts
     if not contexts.count or data.mask_rate is not None:
         raise UserError(f"recipe {run.name} needs contexts.count above 0 and no data.mask_rate")
@@ -118,16 +108,9 @@ def tiny(run: RunConfig, seq_len: int, vocab_size: int) -> dict[str, Any]:
     """Few contexts and a small encoder; an output projection of zeros would hide gradients."""
     return {
         "contexts": few(run.contexts, seq_len),
-        "encoder": tiny_encoder(run.encoder, seq_len, vocab_size),
+        "encoder": chosen_encoder.tiny(run.encoder, seq_len, vocab_size),
         "cepe": replace(run.cepe, start=None, init="normal", layers=run.cepe.layers and 2),
     }
 
 
-RECIPE = Recipe(
-    build_model=build_model,
-    build_data=build_data,
-    loss=loss,
-    trainable=trainable,
-    sketch=sketch,
-    tiny=tiny,
-)
+RECIPE = Recipe(build_model, build_data, loss, trainable, sketch, tiny=tiny)

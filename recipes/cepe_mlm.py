@@ -14,12 +14,7 @@ from longctx.data.context_loader import Stores, windowed
 from longctx.data.loader import RowLoader
 from longctx.data.masks import MaskTokens
 from longctx.errors import UserError
-from longctx.models.cepe.chosen_encoder import (
-    chosen_encoder,
-    require_window,
-    sketch_encoder,
-    tiny_encoder,
-)
+from longctx.models.cepe import chosen_encoder
 from longctx.models.load import load_tokenizer
 from longctx.models.save_memory import spare
 from longctx.recipe import Data, Recipe
@@ -30,8 +25,8 @@ from longctx.train.loss import chunked_cross_entropy
 def build_model(run: RunConfig) -> Any:
     """The encoder with its head, on CPU."""
     _check(run)
-    encoder: Any = chosen_encoder(run.encoder, run.train.dtype, run.seed)
-    require_window(encoder, run.data.seq_len, "data.seq_len")
+    encoder: Any = chosen_encoder.build(run.encoder, run.train.dtype, run.seed)
+    chosen_encoder.require_window(encoder, run.data.seq_len, "data.seq_len")
     spare(encoder, run.parallel)
     return encoder.train()
 
@@ -39,8 +34,8 @@ def build_model(run: RunConfig) -> Any:
 def sketch(run: RunConfig) -> Any:
     """The encoder on the meta device."""
     _check(run)
-    encoder = sketch_encoder(run.encoder, run.train.dtype)
-    require_window(encoder, run.data.seq_len, "data.seq_len")
+    encoder = chosen_encoder.sketch(run.encoder, run.train.dtype)
+    chosen_encoder.require_window(encoder, run.data.seq_len, "data.seq_len")
     spare(encoder, run.parallel)
     return encoder.train()
 
@@ -107,7 +102,7 @@ def loss(run: RunConfig, model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
 
 def tiny(run: RunConfig, seq_len: int, vocab_size: int) -> dict[str, Any]:
     """A small encoder."""
-    return {"encoder": tiny_encoder(run.encoder, seq_len, vocab_size)}
+    return {"encoder": chosen_encoder.tiny(run.encoder, seq_len, vocab_size)}
 
 
 RECIPE = Recipe(

@@ -24,9 +24,7 @@ TINY = {
 }  # fmt: skip
 
 
-def chosen_encoder(
-    chosen: EncoderConfig, dtype: str, seed: int, weights: bool = True
-) -> EncoderForMaskedLM:
+def build(chosen: EncoderConfig, dtype: str, seed: int, weights: bool = True) -> EncoderForMaskedLM:
     """The encoder in `encoder.path`, else one of random weights; with its head.
 
     Args:
@@ -49,7 +47,7 @@ def chosen_encoder(
     return build_encoder(chosen.architecture, dtype, seed)
 
 
-def sketch_encoder(chosen: EncoderConfig, dtype: str) -> EncoderForMaskedLM:
+def sketch(chosen: EncoderConfig, dtype: str) -> EncoderForMaskedLM:
     """The encoder on the meta device: the architecture of the run, else that in `encoder.path`.
 
     Args:
@@ -61,11 +59,11 @@ def sketch_encoder(chosen: EncoderConfig, dtype: str) -> EncoderForMaskedLM:
     """
     with torch.device("meta"):
         if chosen.architecture or chosen.path is None:
-            return chosen_encoder(chosen, dtype, 0, weights=False)
+            return build(chosen, dtype, 0, weights=False)
         return build_encoder(_config(chosen.path), dtype)
 
 
-def tiny_encoder(chosen: EncoderConfig, tokens: int, vocab_size: int) -> EncoderConfig:
+def tiny(chosen: EncoderConfig, tokens: int, vocab_size: int) -> EncoderConfig:
     """The encoder of a check that trains in a second on a CPU: two layers of random weights.
 
     Args:
