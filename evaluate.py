@@ -15,7 +15,7 @@ WAIT = timedelta(weeks=52)
 
 def main(cfg: EvalConfig) -> None:
     """Runs the missing tasks, writes figures and tables, prints the tables."""
-    from longctx.eval.run import evaluate
+    from longctx.eval.evaluate import evaluate
     from longctx.parallel import mesh, orphans
 
     orphans.end_with_launcher()

@@ -13,9 +13,9 @@ from random import Random
 from typing import Any, Protocol
 
 from longctx.errors import UserError
-from longctx.eval.context import context_window, greedy, has_encoder
-from longctx.eval.score import evaluating
-from longctx.eval.subject import Sample, Subject
+from longctx.eval.score import context_window, evaluating, greedy, has_encoder
+from longctx.eval.subject import Subject, check_vocabulary
+from longctx.eval.task import Sample
 
 CONTROL = re.compile(r"[\x00-\x1f]")
 SHOWN = 240  # characters of either end of a prompt in its record
@@ -100,16 +100,6 @@ class Reader:
             found = [bos, *found]
         check_vocabulary(self.subject, max(found))
         return found
-
-
-def check_vocabulary(subject: Subject, token: int) -> None:
-    """Raises UserError if the model has no such token: its tokenizer is another model's."""
-    known = getattr(getattr(subject.model, "config", None), "vocab_size", None)
-    if known is not None and token >= known:
-        raise UserError(
-            f"the tokenizer gives token {token}, and the model knows {known}: it is the tokenizer "
-            "of another model"
-        )
 
 
 def largest(fits: Callable[[int], bool], least: int, most: int) -> int | None:
@@ -229,6 +219,11 @@ class Cell:
             "score": score(prediction, prompt.answers),
             **prompt.facts,
         }
+
+
+def is_of(record: Sample, kind: str, length: int) -> bool:
+    """Whether a record belongs to the cell of this kind and length."""
+    return (record["kind"], record["length"]) == (kind, length)
 
 
 def divide(model: Any, tokens: list[int], new_tokens: int) -> tuple[list[list[int]], list[int]]:

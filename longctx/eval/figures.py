@@ -1,27 +1,27 @@
-"""Figures of an evaluation: perplexity against length, needle heat maps, k_max.
+"""What the figures of an evaluation share: colours, axes of lengths, heat maps, files.
 
 Drawn without a display, as PNG and as SVG; a few hundred milliseconds each. Colours are readable
-to colour-blind eyes (Okabe-Ito lines, viridis maps), on white and on black.
+to colour-blind eyes (Okabe-Ito lines, viridis maps), on white and on black. matplotlib is imported
+by the first figure.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from math import ceil
 from pathlib import Path
-from typing import Any
+from textwrap import fill
+from typing import TYPE_CHECKING, Any
 
-from matplotlib import rc_context
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+from longctx.eval.results import Results, result_of
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "osD^vP*"
 GREY = "#808080"
 SIZE = (5.6, 3.7)  # inches: letters can be read where it is as narrow as a phone
-DODGE = 0.03  # octaves between the points of two models, so that error bars stand side by side
-LOG_FROM = 10  # a log y axis above this ratio of largest to smallest perplexity
-CLIP_FROM = 100  # above this ratio perplexities are drawn at the edge, with an arrow
-
-Results = dict[str, Any]
+WINDOWS = "dotted: the native window ends; dashed: the extended one"
 
 
 def look(model: Results, i: int) -> dict[str, Any]:
@@ -30,20 +30,11 @@ def look(model: Results, i: int) -> dict[str, Any]:
     return {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
 
 
-def result_of(results: Results, task: str) -> dict[str, Any] | None:
-    """A task's result in one `results.json`, if it is there."""
-    entry = results["tasks"].get(task)
-    return None if entry is None else entry["result"]
-
-
-def protocols_of(results: Results, task: str = "perplexity") -> dict[str, Any]:
-    """A task's results by protocol name."""
-    result = result_of(results, task)
-    return {} if result is None else result["protocols"]
-
-
-def save(figure: Figure, path: Path) -> str:
+def save(figure: "Figure", path: Path) -> str:
     """Writes a PNG, and an SVG without background beside it; the PNG's name."""
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
     FigureCanvasAgg(figure)
     figure.savefig(path, dpi=150)
     with rc_context({"svg.hashsalt": path.stem}):  # equal results, equal files
@@ -52,16 +43,25 @@ def save(figure: Figure, path: Path) -> str:
     return path.name
 
 
-def new_axes(width: float, height: float) -> tuple[Figure, Axes]:
-    """An empty figure of so many inches in the style of all."""
-    figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.subplots()
-    axes.grid(True, alpha=0.25, linewidth=0.6)
-    axes.spines[["top", "right"]].set_visible(False)
+def new_axes(width: float, height: float) -> "tuple[Figure, Axes]":
+    """An empty figure of so many inches, with one pair of axes."""
+    figure, [axes] = new_row(width, height, 1)
     return figure, axes
 
 
-def legend(figure: Figure) -> None:
+def new_row(width: float, height: float, count: int) -> "tuple[Figure, list[Axes]]":
+    """An empty figure of so many inches, with axes side by side."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    row = list(figure.subplots(1, count, squeeze=False)[0])
+    for axes in row:
+        axes.grid(True, alpha=0.25, linewidth=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure, row
+
+
+def legend(figure: "Figure") -> None:
     """What the lines are, below the axes, where it hides nothing."""
     handles, labels = figure.axes[0].get_legend_handles_labels()
     widest = max(map(len, labels))
@@ -71,7 +71,8 @@ def legend(figure: Figure) -> None:
     )
 
 
-def _length_axis(axes: Axes, lengths: Sequence[int], label: str) -> None:
+def length_axis(axes: "Axes", lengths: Sequence[int], label: str) -> None:
+    """A logarithmic x axis with a tick at each of `lengths`."""
     axes.set_xscale("log", base=2)
     axes.set_xticks(lengths, [f"{n:,}" for n in lengths])
     axes.tick_params(axis="x", which="minor", bottom=False)
@@ -80,7 +81,7 @@ def _length_axis(axes: Axes, lengths: Sequence[int], label: str) -> None:
     axes.set_xlabel(label)
 
 
-def _window_lines(axes: Axes, models: Sequence[Results]) -> None:
+def window_lines(axes: "Axes", models: Sequence[Results]) -> None:
     """Dotted grey at native windows, dashed where a model's extended window ends."""
     for native in sorted({m["native_window"] for m in models}):
         axes.axvline(native, color=GREY, linestyle=":", label=f"native window {native:,}")
@@ -93,141 +94,139 @@ def _window_lines(axes: Axes, models: Sequence[Results]) -> None:
         )
 
 
-def _curve(results: Results, protocol: str) -> list[tuple[int, float, float]]:
-    """(length, perplexity, its standard error) of one model under one protocol."""
-    rows = protocols_of(results)[protocol]["rows"]
-    if protocol == "single_pass_buckets":
-        longest = max(rows, key=lambda row: int(row["length"]))
-        return [(b["end"], b["perplexity"], b["perplexity_se"] or 0) for b in longest["buckets"]]
-    return [(r["length"], r["perplexity"], r["perplexity_se"] or 0) for r in rows]
-
-
-def perplexity_figure(models: Sequence[Results], protocol: str, path: Path) -> str:
-    """Perplexity against context length (or position), a line per model.
+def tiles(
+    axes: "Axes",
+    values: dict[tuple[str, int], float],
+    rows: Sequence[str],
+    columns: Sequence[int],
+) -> Any:
+    """A heat map of per cent, dark to bright, each value written in its tile.
 
     Args:
-        models: contents of `results.json`, those that lack the protocol are left out.
-        protocol: its name, printed in the title.
-        path: PNG to write.
-
-    Returns:
-        The file's name.
+        axes: to draw on.
+        values: share by (row, column); a missing one stays white.
+        rows: names, from the top.
+        columns: lengths, tokens.
     """
-    figure, axes = new_axes(*SIZE)
-    curves = [_curve(m, protocol) if protocol in protocols_of(m) else [] for m in models]
-    values = [y for curve in curves for _, y, _ in curve]
-    limit = CLIP_FROM * min(values)
-    for i, model in enumerate(models):
-        if not curves[i]:
-            continue
-        lengths, perplexity, error = zip(*sorted(curves[i]), strict=True)
-        shown = [min(y, limit) for y in perplexity]
-        beside = 2 ** (DODGE * (i - (len(models) - 1) / 2))
-        axes.errorbar(
-            [x * beside for x in lengths],
-            shown,
-            yerr=[e if y <= limit else 0 for y, e in zip(perplexity, error, strict=True)],
-            label=model["label"],
-            **look(model, i),
-            markersize=5,
-            linewidth=1.6,
-            capsize=2,
+    grid = [[100 * values.get((r, c), float("nan")) for c in columns] for r in rows]
+    image = axes.imshow(grid, cmap="viridis", vmin=0, vmax=100, aspect="auto")
+    for (name, length), value in values.items():
+        axes.text(
+            columns.index(length),
+            rows.index(name),
+            f"{100 * value:.0f}",
+            ha="center",
+            va="center",
+            fontsize=8,
+            color="#111111" if value > 0.6 else "white",
         )
-        _arrows(
-            axes,
-            [x * beside for x, y in zip(lengths, perplexity, strict=True) if y > limit],
-            limit,
-            look(model, i)["color"],
-        )
-    if max(values) > limit:
-        axes.plot([], [], "k^", markerfacecolor="none", label=f"clipped, above {limit:,.0f}")
-    _window_lines(axes, [m for m in models if protocol in protocols_of(m)])
-    by_position = protocol == "single_pass_buckets"
-    _length_axis(
-        axes,
-        sorted({x for curve in curves for x, _, _ in curve}),
-        "position (end of bucket), tokens" if by_position else "context, tokens",
-    )
-    if max(values) > LOG_FROM * min(values):
-        axes.set_yscale("log")
-        axes.yaxis.set_major_formatter(lambda y, _: f"{y:,.0f}" if y >= 1 else f"{y:g}")
-    axes.set_ylabel("perplexity")
-    axes.set_title(f"Perplexity, protocol {protocol}", fontsize=11)
-    legend(figure)
-    return save(figure, path)
+    axes.set_xticks(range(len(columns)), [f"{n:,}" for n in columns])
+    axes.set_yticks(range(len(rows)), list(rows))
+    axes.set_xlabel("prompt length, tokens")
+    return image
 
 
-def _arrows(axes: Axes, lengths: Sequence[float], limit: float, colour: str) -> None:
-    """Marks values that were clipped."""
-    for x in lengths:
-        axes.plot(x, limit, "^", markersize=11, markerfacecolor="none", markeredgecolor=colour)
+def mark_windows(axes: "Axes", model: Results, lengths: Sequence[int]) -> None:
+    """The dotted line ends the native window, the dashed one the extended window."""
+    for window, style in {model["window"]: "--", model["native_window"]: ":"}.items():
+        inside = sum(length <= window for length in lengths)
+        if 0 < inside < len(lengths):
+            axes.axvline(inside - 0.5, color="white", linewidth=3.5)
+            axes.axvline(inside - 0.5, color="#D55E00", linestyle=style, linewidth=2)
 
 
-def efficiency_figure(models: Sequence[Results], path: Path) -> str:
-    """Prefill time, time of a decoded token and cache against the prompt's length.
+def panels(models: Sequence[Results], columns: int, height: float) -> "tuple[Figure, list[Axes]]":
+    """Axes of one model each, two beside each other, wide enough for so many columns."""
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    across = 1 if len(models) == 1 else 2
+    rows = ceil(len(models) / across)
+    width = max(3.0, 0.55 * columns + 1.2)
+    figure = Figure(figsize=(width * across + 0.9, height * rows))
+    figure.set_layout_engine(ConstrainedLayoutEngine(h_pad=0.1))
+    grid = list(figure.subplots(rows, across, squeeze=False).flatten())
+    for axes in grid[len(models) :]:
+        axes.set_visible(False)
+    return figure, grid
+
+
+def colour_scale(figure: "Figure", grid: "Sequence[Axes]", image: Any, label: str) -> None:
+    """What the colours of the heat maps mean."""
+    tall = ceil(len(grid) / 2)
+    figure.colorbar(image, ax=list(grid), shrink=0.85, aspect=20 * tall).set_label(label)
+
+
+def panel_title(axes: "Axes", model: Results, text: str) -> None:
+    """The model's name and a few words above its axes."""
+    columns = len(axes.get_xticks())
+    axes.set_title(fill(f"{model['label']}: {text}", max(32, 8 * columns)), fontsize=10)
+
+
+def depth_maps(models: Sequence[Results], task: str, asked: str, path: Path) -> str:
+    """A heat map per model: depth x prompt length, per cent found.
 
     Args:
         models: contents of `results.json` that hold the task.
+        task: its name; cells with `length`, `depth` and `rate`.
+        asked: what is looked for, one word.
         path: PNG to write.
 
     Returns:
         The file's name.
     """
-    figure = Figure(figsize=(9.6, 3.6), layout="constrained")
-    shown = (
-        ("prefill_seconds", "prefill, s", 1.0),
-        ("decode_seconds", "decode, ms a token", 1e3),
-        ("cache_bytes", "cache, MiB", 2**-20),
-    )
-    for axes, (key, name, factor) in zip(figure.subplots(1, 3), shown, strict=True):
-        for i, model in enumerate(models):
-            rows = (result_of(model, "efficiency") or {})["rows"]
-            axes.plot(
-                [r["length"] for r in rows],
-                [factor * r[key] for r in rows],
-                label=model["label"],
+    found = [result_of(model, task) or {} for model in models]
+    widest = max(len({c["length"] for c in r["cells"]}) for r in found)
+    figure, grid = panels(models, widest, 3.2)
+    for axes, model, result in zip(grid, models, found, strict=False):
+        values = {(f"{100 * c['depth']:g}", c["length"]): c["rate"] for c in result["cells"]}
+        lengths = sorted({c["length"] for c in result["cells"]})
+        depths = [f"{100 * d:g}" for d in sorted({c["depth"] for c in result["cells"]})]
+        image = tiles(axes, values, depths, lengths)
+        mark_windows(axes, model, lengths)
+        axes.set_ylabel(f"depth of the {asked}, %")
+        panel_title(axes, model, f"mean {100 * result['mean']:.1f} %")
+    colour_scale(figure, grid, image, f"{asked}s found, %")
+    return save(figure, path)
+
+
+def perplexity_by(
+    models: Sequence[Results],
+    parts: Sequence[Sequence[dict[str, Any]]],
+    key: str,
+    kinds: Mapping[str, tuple[str, str]],
+) -> "tuple[Figure, Axes]":
+    """Perplexity against context tokens, a colour per model and a dash per kind of row.
+
+    Args:
+        models: contents of `results.json` that hold the task.
+        parts: the rows of each.
+        key: which field of a row is its kind; `none` belongs to every line.
+        kinds: of each kind its name in the legend, and its dashes.
+    """
+    figure, axes = new_axes(*SIZE)
+    ticks: set[int] = set()
+    for i, (model, rows) in enumerate(zip(models, parts, strict=True)):
+        for kind, (name, dashes) in kinds.items():
+            line = [r for r in rows if r[key] in (kind, "none")]
+            if all(r[key] == "none" for r in line):
+                continue
+            line.sort(key=lambda r: int(r["context_tokens"]))
+            axes.errorbar(
+                [r["context_tokens"] for r in line],
+                [r["perplexity"] for r in line],
+                yerr=[r["perplexity_se"] or 0 for r in line],
+                label=f"{model['label']}, {name}",
                 **look(model, i),
-                markersize=4,
+                linestyle=dashes,
+                markersize=5,
+                linewidth=1.6,
+                capsize=2,
             )
-        lengths = {r["length"] for m in models for r in (result_of(m, "efficiency") or {})["rows"]}
-        _length_axis(axes, sorted(lengths), "prompt, tokens")
-        axes.set_ylim(0, 1.08 * axes.dataLim.y1 or 1)
-        axes.set_title(name, fontsize=10)
-        axes.grid(True, alpha=0.25, linewidth=0.6)
-        axes.spines[["top", "right"]].set_visible(False)
-    legend(figure)
-    return save(figure, path)
-
-
-def k_max_figure(models: Sequence[Results], path: Path) -> str:
-    """Success against the distance of the key, a line per model, k_max in the legend.
-
-    Args:
-        models: contents of `results.json` that hold the task.
-        path: PNG to write.
-
-    Returns:
-        The file's name.
-    """
-    figure, axes = new_axes(*SIZE)
-    for i, model in enumerate(models):
-        result = result_of(model, "k_max") or {}
-        axes.plot(
-            [c["k"] for c in result["cells"]],
-            [100 * c["rate"] for c in result["cells"]],
-            label=f"{model['label']}: k_max {result['k_max']:,} of {result['target']:,}",
-            **look(model, i),
-            markersize=4,
-            linewidth=1.4,
-        )
-    for threshold in {model["tasks"]["k_max"]["settings"]["threshold"] for model in models}:
-        axes.axhline(100 * threshold, color=GREY, linewidth=1, label="threshold")
-    _window_lines(axes, models)
-    axes.set_ylim(-4, 104)
-    axes.set_xlim(left=0)
-    axes.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
-    axes.set_xlabel("distance from the key to the end, tokens")
-    axes.set_ylabel("keys retrieved, %")
-    axes.set_title("Passkey by distance", fontsize=11)
-    legend(figure)
-    return save(figure, path)
+            ticks |= {r["context_tokens"] for r in line}
+    least = min((t for t in ticks if t), default=1)
+    axes.set_xscale("symlog", base=2, linthresh=least, linscale=0.5)
+    axes.set_xticks(sorted(ticks), [f"{n:,}" for n in sorted(ticks)])
+    axes.tick_params(axis="x", which="minor", bottom=False)
+    axes.set_ylabel("perplexity")
+    return figure, axes

@@ -11,7 +11,6 @@ from typing import Any
 
 from longctx.errors import UserError
 from longctx.eval.answers import wilson
-from longctx.eval.config import EvalConfig
 from longctx.eval.subject import Subject
 
 BATCH = 8
@@ -39,24 +38,36 @@ def harness(tasks: Sequence[str]) -> Any:
     return lm_eval
 
 
-def ask(task: str, cfg: EvalConfig, subject: Subject) -> dict[str, Any]:
+def ask(
+    task: str, subject: Subject, include: str | None, samples: int | None, seed: int
+) -> dict[str, Any]:
     """One task: its accuracy as lm-eval gives it, without our records.
+
+    Args:
+        task: its name.
+        subject: the model under test.
+        include: folder of more task files; None: lm-eval's alone.
+        samples: most questions; None: all.
+        seed: of what lm-eval draws.
+
+    Returns:
+        A row of the result.
 
     Raises:
         UserError: if there is no such task, its data cannot be had, or a prompt is too long.
     """
     lm_eval = harness([task])
-    known = lm_eval.tasks.TaskManager(include_path=cfg.short.include)
+    known = lm_eval.tasks.TaskManager(include_path=include)
     if task not in known.all_tasks:
-        where = cfg.short.include or "lm-eval"
+        where = include or "lm-eval"
         raise UserError(f"short.tasks=[{task}]: {where} has no such task")
-    seeds = dict.fromkeys(("random_seed", "numpy_random_seed", "torch_random_seed"), cfg.seed)
+    seeds = dict.fromkeys(("random_seed", "numpy_random_seed", "torch_random_seed"), seed)
     try:
         found = lm_eval.simple_evaluate(
             model=_reader(lm_eval, task, subject),
             tasks=[task],
             task_manager=known,
-            limit=cfg.short.samples,
+            limit=samples,
             bootstrap_iters=1,
             log_samples=False,
             **seeds,

@@ -1,7 +1,7 @@
 """Real text to hide facts in: sentences of held-out documents, or of essays.
 
-Which document and where in it is drawn for each sample. Costs one tokenisation of the essays (three
-seconds for 800,000 tokens), nothing for a store.
+Which document and where in it is drawn for each sample. Essays are those of RULER's material
+(`ruler.data`); they cost one tokenisation (three seconds for 800,000 tokens), a store nothing.
 """
 
 from collections.abc import Callable
@@ -14,11 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from longctx.errors import UserError
-from longctx.eval.config import EvalConfig
-from longctx.eval.perplexity import choose_documents
-from longctx.eval.ruler_data import ESSAYS, Material, sentences
-from longctx.eval.subject import Subject, open_store
-from longctx.eval.windows import Documents
+from longctx.eval.ruler.material import ESSAYS, Material, sentences
+from longctx.eval.scored_windows import Documents, choose_documents
+from longctx.eval.settings import Evaluation
+from longctx.eval.subject import Subject, digest_of, open_store
+
+KINDS = ("held_out", "essays")
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,11 @@ class Haystack:
         return sentences(text)[1:-1]  # the first and the last are cut
 
 
-def haystack(cfg: EvalConfig, subject: Subject, kind: str) -> Haystack:
+def _material(cfg: Evaluation) -> Material:
+    return Material(Path(cfg.task("ruler").data))
+
+
+def haystack(cfg: Evaluation, subject: Subject, kind: str) -> Haystack:
     """The text that a task asks for.
 
     Args:
@@ -85,20 +90,20 @@ def haystack(cfg: EvalConfig, subject: Subject, kind: str) -> Haystack:
     if kind == "held_out":
         store = open_store(cfg)
         return Haystack(store, subject.decode, str(store.path))
-    material = Material(Path(cfg.ruler.data))
+    material = _material(cfg)
     essays = np.array(subject.encode(material.essays), dtype=np.int64)
     return Haystack(One(essays), subject.decode, str(material.folder / ESSAYS))
 
 
-def identity(cfg: EvalConfig, kind: str) -> str:
-    """What names the text: a short hash.
+def identity(cfg: Evaluation, kind: str) -> str:
+    """A short hash of the text.
 
     Raises:
         UserError: if there is no such store or file.
     """
     if kind == "held_out":
-        return str(open_store(cfg).meta["digest"][:16])
-    return Material(Path(cfg.ruler.data)).digest([ESSAYS])
+        return digest_of(open_store(cfg))
+    return _material(cfg).digest([ESSAYS])
 
 
 def require_sentences(found: list[str], length: int, name: str) -> list[str]:

@@ -19,7 +19,7 @@ from longctx.config.in_loop import InLoopConfig
 from longctx.data.passkey_text import build
 from longctx.data.store import Store, tokenizer_sha256
 from longctx.errors import UserError
-from longctx.eval.perplexity import choose_documents
+from longctx.eval.scored_windows import choose_documents
 from longctx.models.load import load_tokenizer, local_tokenizer
 
 

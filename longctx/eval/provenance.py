@@ -6,7 +6,6 @@ Costs a look at the model's files, and one `git describe`.
 import hashlib
 import json
 import platform
-import re
 import shlex
 import subprocess
 import sys
@@ -15,20 +14,17 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from longctx.data.store import tokenizer_sha256
-from longctx.eval.config import EvalConfig
-from longctx.eval.figures import Results
-from longctx.eval.subject import Subject
+from longctx.eval.results import Results
+from longctx.eval.settings import Evaluation
+from longctx.eval.subject import Subject, device_name, tokenizer_hash
 from longctx.models.device import device_for, dtype_for
 from longctx.models.export.restore import RECORD
-from longctx.models.load import describe, local_tokenizer
+from longctx.models.load import describe
 
 WEIGHTS = (".safetensors", ".bin", ".gguf", ".json", ".model")
 
 
-def identity(cfg: EvalConfig) -> dict[str, Any]:
+def identity(cfg: Evaluation) -> dict[str, Any]:
     """The model under test: its settings, and size and time of its files."""
     path = Path(cfg.path).expanduser()
     files = sorted(path.iterdir()) if path.is_dir() else [path] if path.is_file() else []
@@ -72,7 +68,7 @@ def _commit() -> str | None:
     return git.stdout.strip() or None
 
 
-def label(cfg: EvalConfig) -> str:
+def label(cfg: Evaluation) -> str:
     """The model's name in tables and figures."""
     path = Path(cfg.path)
     name = path.resolve().parent.name if path.name == "hf" else cfg.model.name
@@ -82,15 +78,6 @@ def label(cfg: EvalConfig) -> str:
     if cfg.scaling is not None:
         parts.append(cfg.scaling.name)
     return cfg.label or " + ".join(parts)
-
-
-def device_name(device: torch.device) -> str:
-    """The device's own name, as far as it tells one."""
-    if device.type == "cuda":
-        return str(torch.cuda.get_device_name(device))
-    cpus = Path("/proc/cpuinfo")
-    found = re.search(r"model name\s*: (.*)", cpus.read_text()) if cpus.exists() else None
-    return f"{found[1] if found else platform.machine()}, {torch.get_num_threads()} threads"
 
 
 def facts(subject: Subject) -> Results:
@@ -110,7 +97,7 @@ def facts(subject: Subject) -> Results:
         "dtype": told["dtype"],
         "device": str(model.device),
         "device_name": device_name(model.device),
-        "tokenizer_sha256": tokenizer_sha256(local_tokenizer(subject.cfg.tokenizer)),
+        "tokenizer_sha256": tokenizer_hash(subject.cfg),
         "native_window": round(native),
         "window": told["window"],
     }

@@ -1,32 +1,212 @@
-"""Prompts of k-passage question answering: demonstrations, passages, the question.
+"""Questions with their passages, read from three common layouts of JSON, and their prompts.
 
-`Document (Title: {title}): {text}` for each passage, a blank line between pieces, and at the end
-`Question: {question}` and `Answer:`; a demonstration is one passage, its question and its answer.
-Passages stand in rank order. Of a model with an encoder, the decoder reads the first of them and
-the encoder the rest, each a context of its own, or several where it is wider than the encoder's
-window (the order of contexts is not seen); demonstrations and question stay in the decoder.
-Nothing is ever truncated. Costs one tokenisation a prompt.
+Layouts: SQuAD's (`data: [{title, paragraphs: [{context, qas}]}]`, unanswerable questions left out),
+HotpotQA's (`[{question, answer, context: [[title, sentences]], supporting_facts}]`), and that of
+retrievers (`[{question, answers, ctxs: [{title, text, score}]}]`). All distinct passages of a file
+are one pool. Costs one reading of the file: a second for 50 MB.
+
+Prompts: `Document (Title: {title}): {text}` for each passage in rank order, a blank line between
+pieces, and at the end `Question: {question}` and `Answer:`; a demonstration is one passage, its
+question and its answer. Of a model with an encoder, the decoder reads the first passages and the
+encoder the rest, each a context of its own, or several where it is wider than the encoder's window
+(the order of contexts is not seen); demonstrations and question stay in the decoder. Nothing is
+ever truncated. Costs one tokenisation a prompt.
 Source: CEPE (2402.16617) section 4.3 and its code.
 """
 
+import hashlib
+import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-
-import numpy as np
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 from longctx.errors import UserError
-from longctx.eval.config_contexts import PLACES, QaConfig
-from longctx.eval.qa_data import Pool, Question, Ranked
+from longctx.eval.answers import holds
+from longctx.eval.retrieve import Ranker
 
 GAP = "\n\n"
+LAYOUTS = "SQuAD's, HotpotQA's, or a list of {question, answers, ctxs: [{title, text, score}]}"
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One row of the result: which passages, and how many; None with `gold_only`."""
+class Passage:
+    """A titled paragraph."""
 
-    setting: str
-    k: int | None
+    title: str
+    text: str
+
+    def __str__(self) -> str:
+        """As it stands in a prompt."""
+        return f"Document (Title: {self.title}): {self.text}"
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question, its accepted answers, and where they are.
+
+    Args:
+        identity: its name in the file, or its number.
+        text: the question.
+        answers: accepted, at least one.
+        gold: passages that answer it, indices into the pool.
+        given: passages by falling given score; None where the file has no scores.
+    """
+
+    identity: str
+    text: str
+    answers: tuple[str, ...]
+    gold: tuple[int, ...]
+    given: tuple[int, ...] | None = None
+
+
+@dataclass
+class Pool:
+    """All distinct passages, in the order of the file, and the questions."""
+
+    passages: list[Passage] = field(default_factory=list)
+    questions: list[Question] = field(default_factory=list)
+    _known: dict[Passage, int] = field(default_factory=dict)
+
+    def add(self, title: str, text: str) -> int:
+        """Index of a passage, which is added if it is new."""
+        passage = Passage(title, text)
+        if passage not in self._known:
+            self._known[passage] = len(self.passages)
+            self.passages.append(passage)
+        return self._known[passage]
+
+
+def _squad(found: Any, pool: Pool) -> None:
+    for article in found["data"]:
+        title = article["title"].replace("_", " ")
+        for paragraph in article["paragraphs"]:
+            place = pool.add(title, paragraph["context"])
+            for asked in paragraph["qas"]:
+                answers = tuple(dict.fromkeys(a["text"] for a in asked["answers"]))
+                if answers:
+                    text = asked["question"].strip()
+                    pool.questions.append(Question(asked["id"], text, answers, (place,)))
+
+
+def _hotpot(found: Any, pool: Pool) -> None:
+    for asked in found:
+        facts = {title for title, _ in asked["supporting_facts"]}
+        places = {title: pool.add(title, "".join(lines)) for title, lines in asked["context"]}
+        gold = tuple(place for title, place in places.items() if title in facts)
+        answers = (asked["answer"],)
+        pool.questions.append(Question(asked["_id"], asked["question"], answers, gold))
+
+
+def _retrieved(found: Any, pool: Pool) -> None:
+    for number, asked in enumerate(found):
+        answers = tuple(asked["answers"])
+        if not answers:
+            raise KeyError("answers")
+        entries = asked["ctxs"]
+        places = [pool.add(entry.get("title", ""), entry["text"]) for entry in entries]
+        gold = [p for p in dict.fromkeys(places) if holds(pool.passages[p].text, answers)]
+        given = None
+        if all("score" in entry for entry in entries):
+            order = sorted(range(len(entries)), key=lambda i: -float(entries[i]["score"]))
+            given = tuple(dict.fromkeys(places[i] for i in order))
+        identity = str(asked.get("id", number))
+        pool.questions.append(Question(identity, asked["question"], answers, tuple(gold), given))
+
+
+def _layout(found: Any) -> Callable[[Any, Pool], None]:
+    if isinstance(found, dict) and "data" in found:
+        return _squad
+    if isinstance(found, list) and found and isinstance(found[0], dict):
+        return _hotpot if "supporting_facts" in found[0] else _retrieved
+    raise KeyError("data")
+
+
+def _bytes(path: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise UserError(
+            f"qa.data={path}: no such file (bash data_prep/qa_data.sh has some)"
+        ) from error
+
+
+def digest(path: str) -> str:
+    """A short hash of the file.
+
+    Raises:
+        UserError: if there is no such file.
+    """
+    return hashlib.sha256(_bytes(path)).hexdigest()[:16]
+
+
+def read(path: str) -> Pool:
+    """Reads questions and passages.
+
+    Args:
+        path: JSON file in one of the three layouts.
+
+    Raises:
+        UserError: if there is no such file, or it has no such layout.
+    """
+    try:
+        found = json.loads(_bytes(path))
+    except ValueError as error:
+        raise UserError(f"qa.data={path}: not readable JSON") from error
+    pool = Pool()
+    try:
+        _layout(found)(found, pool)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"qa.data={path}: its layout is none of {LAYOUTS} ({error!r})") from error
+    if not pool.questions:
+        raise UserError(f"qa.data={path}: no question with an answer")
+    return pool
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """The best passages for a question.
+
+    Args:
+        best: whatever they hold, best first.
+        others: those of them that are not gold and hold no answer, best first.
+    """
+
+    best: tuple[int, ...]
+    others: tuple[int, ...]
+
+
+def rank(pool: Pool, questions: Sequence[Question], ranking: str, k: int) -> list[Ranked]:
+    """The best k passages for each question.
+
+    Args:
+        pool: passages.
+        questions: of the pool.
+        ranking: `bm25` over the whole pool, or `given` by the file.
+        k: how many of each kind.
+
+    Raises:
+        UserError: if the file gives no scores, or there are fewer than k.
+    """
+    ranker = Ranker([str(p) for p in pool.passages]) if ranking == "bm25" else None
+    result = []
+    for question in questions:
+        if ranker is not None:
+            order: Sequence[int] = ranker.ranked(question.text)[0].tolist()
+        elif question.given is not None:
+            order = question.given
+        else:
+            raise UserError("qa.ranking=given needs a score for each passage: qa.ranking=bm25")
+        others: list[int] = []
+        for place in order:
+            if len(others) == k:
+                break
+            if place not in question.gold and not holds(
+                str(pool.passages[place]), question.answers
+            ):
+                others.append(place)
+        result.append(Ranked(tuple(order[:k]), tuple(others)))
+    return result
 
 
 @dataclass(frozen=True)
@@ -50,77 +230,6 @@ class Prompt:
     contexts: list[list[int]]
     cut: int
     gold_spans: list[tuple[int, int]]
-
-
-def cells(own: QaConfig) -> list[Cell]:
-    """All rows asked for."""
-    return [
-        Cell(setting, k)
-        for setting in own.settings
-        for k in ((None,) if setting == "gold_only" else sorted(own.passages))
-    ]
-
-
-def choose(pool: Pool, own: QaConfig, seed: int) -> tuple[list[Question], list[Question]]:
-    """Demonstrations, and questions that share no passage with them.
-
-    Args:
-        pool: the questions of a file.
-        own: how many of both.
-        seed: of the draw.
-
-    Raises:
-        UserError: if there are too few.
-    """
-    order = np.random.Generator(np.random.Philox(seed)).permutation(len(pool.questions))
-    drawn = [pool.questions[i] for i in order]
-    shown = [q for q in drawn if q.gold][: own.demonstrations]
-    used = {place for q in shown for place in q.gold}
-    names = {q.identity for q in shown}
-    needs_gold = any(setting != "retrieved" for setting in own.settings)
-    asked = [
-        q
-        for q in drawn
-        if q.identity not in names and not used & set(q.gold) and (q.gold or not needs_gold)
-    ]
-    if len(shown) < own.demonstrations or not asked:
-        raise UserError(
-            f"qa.data={own.data} has too few questions with a passage that answers them for "
-            f"qa.demonstrations={own.demonstrations} and one question more"
-        )
-    return shown, asked[: own.questions]
-
-
-def passages_of(cell: Cell, question: Question, ranked: Ranked) -> tuple[int, ...]:
-    """Which passages are read, in order.
-
-    Args:
-        cell: setting and k.
-        question: with its gold passages.
-        ranked: the best others.
-
-    Raises:
-        UserError: if k does not hold the gold passages, or there are too few others.
-    """
-    gold, k = question.gold, cell.k
-    if k is None:
-        return gold
-    if cell.setting in PLACES and k < len(gold):
-        raise UserError(
-            f"question {question.identity} has {len(gold)} gold passages, and qa.passages={k} "
-            f"holds no more than {k}: larger qa.passages, or leave out qa.settings={cell.setting}"
-        )
-    needed = k - len(gold) if cell.setting in PLACES else k
-    found = (ranked.best if cell.setting == "retrieved" else ranked.others)[:needed]
-    if len(found) < needed:
-        raise UserError(
-            f"question {question.identity} has {len(found)} passages to choose from in "
-            f"qa.settings={cell.setting}, and qa.passages={k} needs {needed}"
-        )
-    if cell.setting not in PLACES:
-        return found
-    at = {"first": 0, "middle": needed // 2, "last": needed}[cell.setting]
-    return (*found[:at], *gold, *found[at:])
 
 
 @dataclass(frozen=True)

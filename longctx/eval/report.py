@@ -1,71 +1,21 @@
-"""`results.json`, `report.md` and `report.html`: what was measured, under which protocol, of what.
+"""`report.md` and `report.html`: what was measured, under which protocol, of what.
 
-Tables and figures are made from results files alone, so earlier evaluations join by name. A section
-is a function of the results that yields lines of Markdown; the page is rendered from the same
-lines. Costs a second or two, all of it drawing.
+Tables and figures are made from results files alone, so earlier evaluations join by name. Each
+task writes its own section; the page is rendered from the same lines. Costs a second or two, all of
+it drawing.
 """
 
-import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from longctx.errors import UserError
-from longctx.eval import efficiency, headline, page, template
-from longctx.eval.compare import differences
-from longctx.eval.context_report import context_sections
-from longctx.eval.figures import Results
-from longctx.eval.length_report import passkey_section, perplexity_section
-from longctx.eval.probe_report import probe_sections
+from longctx.eval import headline, page
+from longctx.eval.config import found_tasks
+from longctx.eval.results import Results, differences, result_of, tasks_of, write_atomically
 from longctx.eval.tables import table
 
-RESULTS = "results.json"
-FORMAT = 1
 NAMED = 4  # models in a title, at most
-# In the order of the report; each is silent where there are no results.
-SECTIONS: tuple[Callable[[Sequence[Results], Path], Iterator[str]], ...] = (
-    perplexity_section,
-    passkey_section,
-    probe_sections,
-    context_sections,
-    template.section,
-    efficiency.section,
-)
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Writes a file that is either complete or absent."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
-
-
-def write_results(results: Results, out: Path) -> None:
-    """Writes `out/results.json`."""
-    text = json.dumps({"format": FORMAT} | results, indent=1, allow_nan=False)
-    write_atomically(out / RESULTS, text + "\n")
-
-
-def read_results(path: Path) -> Results:
-    """Reads an evaluation's `results.json`.
-
-    Args:
-        path: its directory, or the file.
-
-    Raises:
-        UserError: if there is none, or it is not one of ours.
-    """
-    file = path / RESULTS if path.is_dir() else path
-    try:
-        found: Any = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: no {RESULTS} here (evaluate.py out=DIR writes it)") from error
-    except ValueError as error:
-        raise UserError(f"{file}: not readable JSON") from error
-    if not isinstance(found, dict) or found.get("format") != FORMAT:
-        raise UserError(f"{file}: not the results of an evaluation, format {FORMAT}")
-    return found
 
 
 def _models_section(models: Sequence[Results]) -> list[str]:
@@ -131,7 +81,8 @@ def _placed(models: Sequence[Results]) -> list[Results]:
             label = f"{own} ({number})"
         labels.append(label)
     numbered = enumerate(zip(models, labels, strict=True))
-    return [model | {"label": label, "place": i} for i, (model, label) in numbered]
+    about = {"models": len(models)}
+    return [model | about | {"label": label, "place": i} for i, (model, label) in numbered]
 
 
 def write_report(models: Sequence[Results], out: Path) -> str:
@@ -147,10 +98,15 @@ def write_report(models: Sequence[Results], out: Path) -> str:
     models = _placed(models)
     names = ", ".join(str(m["label"]) for m in models)
     title = f"# Evaluation: {names}" if len(models) <= NAMED else f"# {len(models)} models"
-    lines = [title, "", *headline.section(models), *_models_section(models)]
+    kinds = found_tasks()
+    known = [name for name in tasks_of(models) if name in kinds]
+    columns = {name: list(kinds[name].columns(models)) for name in known}
+    facts = {name: kinds[name].compared_by for name in known}
+    lines = [title, "", *headline.section(models, columns, facts), *_models_section(models)]
     lines += _unequal_section(models)
-    for section in SECTIONS:
-        lines += section(models, out)
+    for name, kind in kinds.items():
+        if found := [(m, r) for m in models if (r := result_of(m, name))]:
+            lines += kind.section(found, out)
     lines += _made_section(models)
     text = "\n".join(lines).rstrip() + "\n"
     write_atomically(out / "report.md", text)

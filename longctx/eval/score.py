@@ -1,20 +1,24 @@
-"""The one forward pass that every evaluation uses: hidden states once, logits where scored.
+"""How a model is asked: loss or best token at chosen positions, or a greedy continuation.
 
-Costs one forward of the decoder per batch. Logits exist for `CHUNK` scored positions at a time,
-fewer where the vocabulary is so large that they would be more than `LOGITS` values, never `s x v`:
-at 131,072 tokens and 32,000 entries that is 131 MB instead of 16.8 GB, and no more at 256,000. The
-softmax is fp32 whatever the model's type.
+`token_nll` and `argmax_tokens` cost one forward of the decoder per batch. Logits exist for `CHUNK`
+scored positions at a time, fewer where the vocabulary is so large that they would be more than
+`LOGITS` values, never `s x v`: at 131,072 tokens and 32,000 entries that is 131 MB instead of
+16.8 GB, and no more at 256,000. The softmax is fp32 whatever the model's type.
+
+This file alone decides where contexts are read: in the model's encoder if it has one, else in front
+of the prompt. A model has an encoder if it has `encode`; it then also has
+`hidden_states(tokens, positions, context_ids)`, and its `generate` takes `context_ids` and
+`context_mask`.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from longctx.errors import UserError
-from longctx.eval.context import states
 
 CHUNK = 1024  # scored positions whose logits exist at once
 LOGITS = 1 << 25  # fp32 logits that exist at once, at most: 128 MiB
@@ -36,6 +40,41 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 def device_of(model: nn.Module) -> torch.device:
     """Where the model's first parameter is."""
     return next(model.parameters()).device
+
+
+def has_encoder(model: nn.Module) -> bool:
+    """Whether contexts go to an encoder beside the decoder."""
+    return hasattr(model, "encode")
+
+
+def context_window(model: nn.Module) -> int | None:
+    """Most tokens in one context; None if there is no encoder, and so no such limit."""
+    if not has_encoder(model):
+        return None
+    return int(cast(Any, model.config).encoder_config.max_position_embeddings)
+
+
+def states(
+    model: nn.Module, tokens: Tensor, contexts: Tensor | None, in_front: bool = False
+) -> Tensor:
+    """Hidden states of the tokens, `[b s h]`, with the contexts read by the encoder or in front.
+
+    Args:
+        model: a decoder with `get_decoder()`, with or without an encoder.
+        tokens: `[b s]` int64, on the model's device.
+        contexts: `[b c l]` int64, all tokens real; None: none.
+        in_front: also an encoder's model reads them in its decoder.
+    """
+    if contexts is not None and has_encoder(model) and not in_front:
+        return cast(Callable[..., Tensor], model.hidden_states)(tokens, None, contexts)
+    before = 0 if contexts is None else contexts[0].numel()
+    if contexts is not None:
+        tokens = torch.cat([contexts.flatten(1), tokens], dim=1)
+    if (spread := getattr(model, "spread_decoder", None)) is not None:
+        return cast(Callable[[Tensor], Tensor], spread)(tokens)[:, before:]
+    decoder = cast(Callable[[], nn.Module], model.get_decoder)()
+    hidden: Tensor = decoder(input_ids=tokens, use_cache=False).last_hidden_state
+    return hidden[:, before:]
 
 
 def _head(model: nn.Module) -> nn.Module:
@@ -129,3 +168,48 @@ def argmax_tokens(model: nn.Module, tokens: Tensor, scored: slice | Tensor) -> T
     with evaluating(model):
         parts = [logits.argmax(-1) for logits, _ in _scored_logits(model, tokens, scored)]
         return torch.cat(parts).cpu()
+
+
+def greedy(
+    model: nn.Module, prompt: Sequence[int], new_tokens: int, contexts: Sequence[Sequence[int]] = ()
+) -> list[int]:
+    """The most likely continuation, through the model's own cache; it stops early at an EOS.
+
+    A checkpoint's generation settings (a repetition penalty, beams) change nothing.
+
+    Args:
+        model: with transformers' `generate`. Call it inside `evaluating`.
+        prompt: tokens.
+        new_tokens: at most so many.
+        contexts: tokens of each, of any lengths; only for a model with an encoder.
+
+    Returns:
+        The new tokens.
+    """
+    generate = cast(Callable[..., Tensor], model.generate)
+    device = next(model.parameters()).device
+    tokens = torch.tensor([list(prompt)], device=device)
+    beside: dict[str, Any] = {}
+    if contexts:
+        assert has_encoder(model), "a decoder alone reads its contexts in the prompt"
+        rows = [torch.tensor(list(c), device=device) for c in contexts]
+        ones = [torch.ones_like(row, dtype=torch.bool) for row in rows]
+        pad = nn.utils.rnn.pad_sequence
+        beside["context_ids"] = pad(rows, batch_first=True)[None]
+        beside["context_mask"] = pad(ones, batch_first=True)[None]
+    out = generate(
+        input_ids=tokens,
+        attention_mask=torch.ones_like(tokens),
+        max_new_tokens=new_tokens,
+        do_sample=False,
+        temperature=None,
+        top_p=None,
+        top_k=None,
+        num_beams=1,
+        repetition_penalty=1.0,
+        no_repeat_ngram_size=0,
+        pad_token_id=0,
+        **beside,
+    )
+    found: list[int] = out[0, len(prompt) :].tolist()
+    return found

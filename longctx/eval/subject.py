@@ -1,24 +1,23 @@
 """The model under test and its tokenizer, loaded when the first task needs them.
 
-Costs nothing until then, and one reading of the weights after.
+Costs nothing until then, not even the import of transformers, and one reading of the weights after.
 """
 
+import platform
+import re
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from longctx.data.store import DEFINING, Store, tokenizer_sha256
 from longctx.errors import UserError
-from longctx.eval.config import EvalConfig
 from longctx.eval.journal import Journal
-from longctx.eval.spread import spread
+from longctx.eval.settings import Evaluation
 from longctx.models.device import device_for, dtype_for
-from longctx.models.load import load_model, load_tokenizer, local_tokenizer
 from longctx.parallel.mesh import Mesh
-
-Sample = dict[str, Any]
-TaskResult = tuple[dict[str, Any], list[Sample]]
 
 
 @dataclass(frozen=True)
@@ -31,13 +30,16 @@ class Subject:
         mesh: the ranks, where several may share a row; None: this process alone.
     """
 
-    cfg: EvalConfig
+    cfg: Evaluation
     journal: Journal = field(default_factory=Journal)
     mesh: Mesh | None = None
 
     @cached_property
     def model(self) -> Any:
         """The loaded model."""
+        from longctx.eval.shared_rows import spread
+        from longctx.models.load import load_model
+
         cfg = self.cfg
         device = device_for(cfg.device)
         dtype = dtype_for(cfg.dtype, device)
@@ -46,6 +48,8 @@ class Subject:
     @cached_property
     def tokenizer(self) -> Any:
         """Its tokenizer."""
+        from longctx.models.load import load_tokenizer
+
         return load_tokenizer(self.cfg.tokenizer)
 
     def encode(self, text: str) -> list[int]:
@@ -57,20 +61,41 @@ class Subject:
         return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
 
 
-def require_own_tokenizer(cfg: EvalConfig) -> None:
-    """Raises UserError if the model brings a tokenizer along and is asked with another one."""
+def tokenizer_hash(cfg: Evaluation) -> str:
+    """The hash of the files that define the tokenizer.
+
+    Raises:
+        UserError: if the hub has no such tokenizer or cannot be reached.
+    """
+    from longctx.models.load import local_tokenizer
+
+    return tokenizer_sha256(local_tokenizer(cfg.tokenizer))
+
+
+def require_own_tokenizer(cfg: Evaluation) -> None:
+    """Raises UserError if the model comes with a tokenizer and another one is given."""
     own = Path(cfg.path).expanduser()
     brings = any((own / name).is_file() for name in DEFINING)
     if cfg.model.tokenizer is None or not brings:
         return
-    if tokenizer_sha256(own) != tokenizer_sha256(local_tokenizer(cfg.tokenizer)):
+    if tokenizer_sha256(own) != tokenizer_hash(cfg):
         raise UserError(
-            f"model.tokenizer={cfg.model.tokenizer} is not the tokenizer that {own} brings along: "
+            f"model.tokenizer={cfg.model.tokenizer} is not the tokenizer that {own} comes with: "
             "leave it out"
         )
 
 
-def open_store(cfg: EvalConfig, path: str | None = None) -> Store:
+def check_vocabulary(subject: Subject, token: int) -> None:
+    """Raises UserError if the model has no such token: its tokenizer is another model's."""
+    known = getattr(getattr(subject.model, "config", None), "vocab_size", None)
+    if known is not None and token >= known:
+        raise UserError(
+            f"the tokenizer gives token {token}, and the model knows {known}: it is the tokenizer "
+            "of another model"
+        )
+
+
+def open_store(cfg: Evaluation, path: str | None = None) -> Store:
     """A store of the model's tokenizer.
 
     Args:
@@ -81,5 +106,19 @@ def open_store(cfg: EvalConfig, path: str | None = None) -> Store:
         UserError: if there is no store, or it was made with another tokenizer.
     """
     store = Store(path or cfg.held_out or "")
-    store.require_tokenizer(tokenizer_sha256(local_tokenizer(cfg.tokenizer)), cfg.tokenizer)
+    store.require_tokenizer(tokenizer_hash(cfg), cfg.tokenizer)
     return store
+
+
+def digest_of(store: Store) -> str:
+    """A short hash of a store's content."""
+    return str(store.meta["digest"][:16])
+
+
+def device_name(device: torch.device) -> str:
+    """The device's own name, as far as it tells one."""
+    if device.type == "cuda":
+        return str(torch.cuda.get_device_name(device))
+    cpus = Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*: (.*)", cpus.read_text()) if cpus.exists() else None
+    return f"{found[1] if found else platform.machine()}, {torch.get_num_threads()} threads"

@@ -11,7 +11,7 @@ import pytest
 from longctx import cli
 from longctx.data.store import StoreWriter, tokenizer_sha256
 from longctx.eval.config import EvalConfig
-from longctx.eval.run import evaluate
+from longctx.eval.evaluate import evaluate
 from longctx.models.load import build_model
 from longctx.parallel import mesh
 from tests.helpers.process import ROOT, start

@@ -12,23 +12,114 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from longctx.config.typed import positive
 from longctx.errors import UserError
-from longctx.eval.config import EvalConfig
-from longctx.eval.config_efficiency import EfficiencyConfig
-from longctx.eval.context import context_window, has_encoder
-from longctx.eval.figures import Results, efficiency_figure, result_of
-from longctx.eval.provenance import device_name
-from longctx.eval.score import device_of, evaluating
-from longctx.eval.subject import Subject, TaskResult
+from longctx.eval.figures import legend, length_axis, look, new_row, save
+from longctx.eval.headline import Column, cells_of, certain, count, shared
+from longctx.eval.results import Results, result_of
+from longctx.eval.score import context_window, device_of, evaluating, has_encoder
+from longctx.eval.settings import Evaluation
+from longctx.eval.subject import Subject, device_name
 from longctx.eval.tables import image, table
+from longctx.eval.task import Found, Task, TaskResult
 from longctx.models.device import device_for, dtype_for
 
 MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Efficiency(Task):
+    """Time and memory of a prefill and of decoding, by length.
+
+    Args:
+        batch: rows of a prompt.
+        new_tokens: tokens decoded, and timed, behind each prompt.
+        repetitions: timed passes a length, after one that is not; medians are told.
+        decoder_tokens: of a model with an encoder, tokens that its decoder reads; it reads the rest
+            of a length as contexts. None: the decoder's window.
+        context_tokens: of each context. None: the encoder's window.
+    """
+
+    place: ClassVar[int] = 120
+    by_length: ClassVar[bool] = True
+    compared_by: ClassVar[tuple[str, ...]] = ("device_name", "dtype")
+
+    batch: int = 1
+    new_tokens: int = 8
+    repetitions: int = 3
+    decoder_tokens: int | None = None
+    context_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        for key in ("batch", "new_tokens", "repetitions"):
+            positive(getattr(self, key), f"efficiency.{key}")
+        for key in ("decoder_tokens", "context_tokens"):
+            if (value := getattr(self, key)) is not None:
+                positive(value, f"efficiency.{key}")
+
+    def inputs(self, cfg: Evaluation) -> dict[str, Any]:
+        """The device, the type and torch."""
+        device = device_for(cfg.device)
+        named = device_name(torch.device(device))
+        return {"device": named, "dtype": dtype_for(cfg.dtype, device), "torch": torch.__version__}
+
+    def run(self, cfg: Evaluation, subject: Subject) -> TaskResult:
+        """A row a length, shortest first; no records."""
+        model = subject.model
+        with evaluating(model):
+            rows = subject.journal.each(
+                self.name,
+                sorted(set(cfg.lengths)),
+                lambda length: measure(model, self, length, cfg.seed),
+                unit="length",
+                alone=True,
+            )
+        kernel = str(model.config._attn_implementation)
+        return {"kernel": kernel, **self.inputs(cfg), "rows": rows}, []
+
+    @classmethod
+    def section(cls, found: Found, out: Path) -> Iterator[str]:
+        """A row a model and length."""
+        yield from ("## Efficiency", "")
+        yield (
+            "One prompt of random tokens in one pass into the model's own cache, logits of the "
+            "last token only, then decoding a token at a time; seconds on the wall, medians over "
+            "repetitions [fastest, slowest]. Peak: growth of memory above the weights in the first "
+            "prefill and decoding step (of the process on a CPU, of the allocator on a GPU); "
+            "cache: what the next token needs beside the weights, an encoder's states included."
+        )
+        yield ""
+        for model, result in found:
+            own = model["tasks"][cls.name]["settings"]
+            yield (
+                f"- {model['label']}: {result['device']}, {result['dtype']}, torch "
+                f"{result['torch']}, kernel `{result['kernel']}`, batch {own['batch']}, "
+                f"{own['repetitions']} repetitions of {own['new_tokens']} new tokens"
+            )
+        yield ""
+        rows = [[m["label"], *_cells(row)] for m, r in found for row in r["rows"]]
+        head = ["model", "prompt, tokens", "of them encoded", "prefill, s", "tokens/s"]
+        yield from table([*head, "decode, ms a token", "peak, MiB", "cache, MiB"], rows)
+        figure = efficiency_figure([m for m, _ in found], out / "efficiency.png")
+        yield from image("Time and cache by prompt length", figure)
+
+    @classmethod
+    def columns(cls, models: Sequence[Results]) -> Iterator[Column]:
+        """Speed and cache at the longest length; times have no interval."""
+        rows = [{r["length"]: r for r in cells_of(m, cls.name, "rows")} for m in models]
+        for length in shared(rows)[-1:]:
+            at = [r.get(length, {}) for r in rows]
+            speed = certain([r.get("prefill_tokens_per_second") for r in at])
+            yield Column(f"prefill at {length:,}, tokens/s", speed, count, ranked=False)
+            decode, title = certain([r.get("decode_seconds") for r in at]), "decode, ms a token"
+            yield Column(title, decode, lambda v: f"{1000 * v:.1f}", rising=False, ranked=False)
+            cache = certain([r.get("cache_bytes") for r in at])
+            yield Column("cache, MiB", cache, lambda v: f"{v / MIB:,.1f}", rising=False)
 
 
 @dataclass(frozen=True)
@@ -44,7 +135,7 @@ class Prompt:
     contexts: Tensor | None
 
 
-def prompt_of(model: Any, own: EfficiencyConfig, length: int, seed: int) -> Prompt:
+def prompt_of(model: Any, own: Efficiency, length: int, seed: int) -> Prompt:
     """Random tokens of a length.
 
     Raises:
@@ -155,7 +246,7 @@ def _status(field: str) -> int:
     return int(text.split(field + ":")[1].split()[0]) * 1024
 
 
-def measure(model: Any, own: EfficiencyConfig, length: int, seed: int) -> dict[str, Any]:
+def measure(model: Any, own: Efficiency, length: int, seed: int) -> dict[str, Any]:
     """The row of a length.
 
     Args:
@@ -190,65 +281,6 @@ def measure(model: Any, own: EfficiencyConfig, length: int, seed: int) -> dict[s
     }
 
 
-def inputs(cfg: EvalConfig) -> dict[str, Any]:
-    """What the numbers depend on beside the settings: where, and in which type."""
-    device = device_for(cfg.device)
-    named = device_name(torch.device(device))
-    return {"device": named, "dtype": dtype_for(cfg.dtype, device), "torch": torch.__version__}
-
-
-def run(cfg: EvalConfig, subject: Subject) -> TaskResult:
-    """The task: a row a length, shortest first.
-
-    Args:
-        cfg: the evaluation.
-        subject: the model under test.
-
-    Raises:
-        UserError: if an encoder cannot read what its decoder leaves.
-    """
-    model, own = subject.model, cfg.efficiency
-    with evaluating(model):
-        rows = subject.journal.each(
-            "efficiency",
-            sorted(set(cfg.lengths)),
-            lambda length: measure(model, own, length, cfg.seed),
-            unit="length",
-            alone=True,
-        )
-    kernel = str(model.config._attn_implementation)
-    return {"kernel": kernel, **inputs(cfg), "rows": rows}, []
-
-
-def section(models: Sequence[Results], out: Path) -> Iterator[str]:
-    """The lines of the table and the figure, where there are results."""
-    found = [(m, r) for m in models if (r := result_of(m, "efficiency"))]
-    if not found:
-        return
-    yield from ("## Efficiency", "")
-    yield (
-        "One prompt of random tokens in one pass into the model's own cache, logits of the last "
-        "token only, then decoding a token at a time; seconds on the wall, medians over "
-        "repetitions [fastest, slowest]. Peak: growth of memory above the weights in the first "
-        "prefill and decoding step (of the process on a CPU, of the allocator on a GPU); cache: "
-        "what the next token needs beside the weights, an encoder's states included."
-    )
-    yield ""
-    for model, result in found:
-        own = model["tasks"]["efficiency"]["settings"]
-        yield (
-            f"- {model['label']}: {result['device']}, {result['dtype']}, torch {result['torch']}, "
-            f"kernel `{result['kernel']}`, batch {own['batch']}, {own['repetitions']} repetitions "
-            f"of {own['new_tokens']} new tokens"
-        )
-    yield ""
-    rows = [[m["label"], *_cells(row)] for m, r in found for row in r["rows"]]
-    head = ["model", "prompt, tokens", "of them encoded", "prefill, s", "tokens/s"]
-    yield from table([*head, "decode, ms a token", "peak, MiB", "cache, MiB"], rows)
-    figure = efficiency_figure([m for m, _ in found], out / "efficiency.png")
-    yield from image("Time and cache by prompt length", figure)
-
-
 def _cells(row: dict[str, Any]) -> list[str]:
     fast, slow = row["prefill_range"]
     quick, late = (1000 * x for x in row["decode_range"])
@@ -262,3 +294,37 @@ def _cells(row: dict[str, Any]) -> list[str]:
         "not told" if peak is None else f"{peak / MIB:,.1f}",
         f"{row['cache_bytes'] / MIB:,.2f}",
     ]
+
+
+def efficiency_figure(models: Sequence[Results], path: Path) -> str:
+    """Prefill time, time of a decoded token and cache against the prompt's length.
+
+    Args:
+        models: contents of `results.json` that hold the task.
+        path: PNG to write.
+
+    Returns:
+        The file's name.
+    """
+    figure, row = new_row(9.6, 3.6, 3)
+    shown = (
+        ("prefill_seconds", "prefill, s", 1.0),
+        ("decode_seconds", "decode, ms a token", 1e3),
+        ("cache_bytes", "cache, MiB", 2**-20),
+    )
+    for axes, (key, name, factor) in zip(row, shown, strict=True):
+        for i, model in enumerate(models):
+            rows = (result_of(model, "efficiency") or {})["rows"]
+            axes.plot(
+                [r["length"] for r in rows],
+                [factor * r[key] for r in rows],
+                label=model["label"],
+                **look(model, i),
+                markersize=4,
+            )
+        lengths = {r["length"] for m in models for r in (result_of(m, "efficiency") or {})["rows"]}
+        length_axis(axes, sorted(lengths), "prompt, tokens")
+        axes.set_ylim(0, 1.08 * axes.dataLim.y1 or 1)
+        axes.set_title(name, fontsize=10)
+    legend(figure)
+    return save(figure, path)

@@ -1,8 +1,7 @@
-"""Passkey retrieval over length x depth, and Position Interpolation's effective window k_max.
+"""Prompts with a key to find, over length x depth or distance; scored by all tokens of the answer.
 
-Scored by exact match of all answer tokens. `teacher_forced` reads the answer off one forward per
-prompt; `generate` decodes it through the model's own cache, several times dearer, and must agree:
-it is there to test caches.
+`teacher_forced` reads the answer off one forward per prompt; `generate` decodes it through the
+model's own cache, several times dearer, and must agree: it is there to test caches.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -13,12 +12,20 @@ from typing import Any
 import torch
 from torch import nn
 
-from longctx.data.passkey_text import Encode, Passkey, build, build_at_distance
+from longctx.config.typed import choice
+from longctx.data.passkey_text import Encode, Passkey, build
+from longctx.errors import UserError
 from longctx.eval.answers import wilson
-from longctx.eval.context import greedy
 from longctx.eval.journal import Journal
-from longctx.eval.score import argmax_tokens, evaluating
-from longctx.eval.subject import Sample
+from longctx.eval.score import argmax_tokens, evaluating, greedy
+from longctx.eval.settings import Evaluation
+from longctx.eval.subject import Subject
+from longctx.eval.task import Sample
+
+MODES = {
+    "teacher_forced": "read off one forward pass (what greedy decoding would say)",
+    "generate": "decoded greedily",
+}
 
 # encode, BOS, length, depth, seed, index
 Write = Callable[[Encode, int | None, int, float, int, int], Passkey]
@@ -69,6 +76,24 @@ class Quiz:
     mode: str
     batch_tokens: int
     journal: Journal = field(default_factory=Journal)
+
+
+def quiz_of(cfg: Evaluation, subject: Subject, mode: str) -> Quiz:
+    """The quiz of an evaluation, with its number of samples."""
+    bos = subject.tokenizer.bos_token_id
+    samples, seed, batch = cfg.samples, cfg.seed, cfg.batch_tokens
+    return Quiz(subject.model, subject.encode, bos, samples, seed, mode, batch, subject.journal)
+
+
+def check_depths(depths: Sequence[float], key: str) -> None:
+    """Raises UserError unless there are depths, all from 0 to 1."""
+    if not depths or not all(0 <= depth <= 1 for depth in depths):
+        raise UserError(f"{key}={list(depths)} must be numbers from 0 to 1")
+
+
+def check_mode(mode: str, key: str) -> None:
+    """Raises UserError unless `mode` is one of `MODES`."""
+    choice(mode, tuple(MODES), key)
 
 
 def _batches(trials: Iterable[Trial], batch_tokens: int) -> Iterator[list[Trial]]:
@@ -150,7 +175,8 @@ def _record(quiz: Quiz, task: str, trial: Trial, predicted: list[int]) -> Sample
     }
 
 
-def _rate(samples: Sequence[Sample], **cell: float | int) -> dict[str, Any]:
+def rate(samples: Sequence[Sample], **cell: float | int) -> dict[str, Any]:
+    """The result row of the records in which these keys have these values."""
     inside = [s for s in samples if all(s[key] == value for key, value in cell.items())]
     counts, right = [s["tokens"] for s in inside], sum(s["correct"] for s in inside)
     return {
@@ -163,12 +189,22 @@ def _rate(samples: Sequence[Sample], **cell: float | int) -> dict[str, Any]:
     }
 
 
-def passkey(
+def found_at(cells: Sequence[dict[str, Any]]) -> dict[int, tuple[int, int]]:
+    """(keys found, prompts) at each length, over all depths."""
+    found = {}
+    for length in {c["length"] for c in cells}:
+        inside = [c for c in cells if c["length"] == length]
+        right = round(sum(c["rate"] * c["samples"] for c in inside))
+        found[length] = right, sum(c["samples"] for c in inside)
+    return found
+
+
+def grid(
     quiz: Quiz,
     lengths: Sequence[int],
     depths: Sequence[float],
     *,
-    task: str = "passkey",
+    task: str,
     write: Write = build,
 ) -> tuple[dict[str, Any], list[Sample]]:
     """Success rate in each cell of length x depth.
@@ -191,64 +227,6 @@ def passkey(
 
     total = len(lengths) * len(depths) * quiz.samples
     records = run_trials(quiz, trials(), total, task)
-    cells = [_rate(records, length=le, depth=de) for le, de in product(lengths, depths)]
+    cells = [rate(records, length=le, depth=de) for le, de in product(lengths, depths)]
     mean = sum(cell["rate"] for cell in cells) / len(cells)
     return {"mode": quiz.mode, "mean": mean, "truncated_prompts": 0, "cells": cells}, records
-
-
-def k_max(distances: Sequence[int], rates: Sequence[float], threshold: float) -> int:
-    """The largest distance k such that the rate reaches the threshold at every k' <= k.
-
-    One dip ends the window, however well the model does beyond it.
-    Source: Position Interpolation (2306.15595) section 3.3.
-
-    Args:
-        distances: tested k, tokens, in any order.
-        rates: success rate at each, 0 to 1.
-        threshold: 0.2 in the paper.
-
-    Returns:
-        k in tokens; 0 if the shortest distance fails already.
-    """
-    reached = 0
-    for k, rate in sorted(zip(distances, rates, strict=True)):
-        if rate < threshold:
-            break
-        reached = k
-    return reached
-
-
-def effective_window(
-    quiz: Quiz, target: int, points: int, threshold: float
-) -> tuple[dict[str, Any], list[Sample]]:
-    """k_max for a target window: keys at `points` uniformly spaced distances from the end.
-
-    Distances beyond what the prompt has room for put the key right after the instruction; each
-    cell records the distances that were reached.
-
-    Args:
-        quiz: model, prompts and mode.
-        target: L', tokens: every prompt is about that long.
-        points: number of distances, L'/points apart; 32 in the paper.
-        threshold: see `k_max`.
-
-    Returns:
-        The result (`k_max`, `cells`: one row a distance) and one record a prompt.
-    """
-    distances = [target * i // points for i in range(1, points + 1)]
-
-    def trials() -> Iterator[Trial]:
-        for k, index in product(distances, range(quiz.samples)):
-            prompt = build_at_distance(quiz.encode, quiz.bos_id, target, k, quiz.seed, index)
-            yield Trial(prompt, target, None, k, index)
-
-    records = run_trials(quiz, trials(), points * quiz.samples, "k_max")
-    cells = [_rate(records, k=k) for k in distances]
-    return {
-        "mode": quiz.mode,
-        "target": target,
-        "k_max": k_max(distances, [cell["rate"] for cell in cells], threshold),
-        "threshold": threshold,
-        "truncated_prompts": 0,
-        "cells": cells,
-    }, records

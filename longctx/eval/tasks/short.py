@@ -2,37 +2,148 @@
 
 `continuation` (ours): the sentence that follows some held-out text among three of other documents;
 the likeliest per token is the model's choice, guessing is right once in four. `boolq`, `piqa`,
-`race`, `winogrande` and `mmlu` are lm-eval's own (`harness.py`); they need lm-eval and the hub, or
-its cache. Costs four short forwards a question of ours.
+`race`, `winogrande` and `mmlu` are lm-eval's own (`longctx/eval/harness.py`); they need lm-eval and
+the hub, or its cache. Costs four short forwards a question of ours.
 """
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import nn
 
-from longctx.data.store import Store
+from longctx.config.typed import choice, positive
 from longctx.errors import UserError
 from longctx.eval import harness
 from longctx.eval.answers import wilson
-from longctx.eval.ask import check_vocabulary
-from longctx.eval.config import EvalConfig
-from longctx.eval.ruler_data import sentences
+from longctx.eval.headline import Column, Value, bounded, cells_of, mean
+from longctx.eval.results import Results
+from longctx.eval.ruler.material import sentences
 from longctx.eval.score import token_nll
-from longctx.eval.subject import Sample, Subject, TaskResult, open_store
-from longctx.eval.windows import Documents
+from longctx.eval.scored_windows import Documents
+from longctx.eval.settings import Evaluation
+from longctx.eval.subject import Subject, check_vocabulary, open_store
+from longctx.eval.tables import percent, table
+from longctx.eval.task import Found, Sample, Task, TaskResult
 
+OURS, THEIRS = "continuation", ("boolq", "piqa", "race", "winogrande", "mmlu")
 CHOICES = 4
 WORDS = (4, 40)  # of a sentence that is told
 BEYOND = 128  # tokens behind the context in which that sentence must lie
 QUESTIONS = 1000  # of ours, where no number is given
 PATIENCE = 100  # draws a question before the text is given up
+
+
+@dataclass(frozen=True)
+class Short(Task):
+    """What an extension cost at short contexts: the right choice among several.
+
+    Args:
+        tasks: `continuation` (ours, of `held_out`) `| boolq | piqa | race | winogrande | mmlu`
+            (lm-eval's) or a task in `include`, one or more.
+        samples: questions of each. None: all of lm-eval's, and 1,000 of ours.
+        context_tokens: before the sentence that is to be told, tokens.
+        include: folder of task files (YAML) in lm-eval's format, of any data: multiple choice
+            with the metric `acc`. None: nothing but the tasks above.
+    """
+
+    place: ClassVar[int] = 70
+
+    tasks: list[str] = field(default_factory=lambda: [OURS])
+    samples: int | None = 100
+    context_tokens: int = 96
+    include: str | None = None
+
+    def __post_init__(self) -> None:
+        known = (OURS, *THEIRS)
+        for task in self.tasks if self.include is None else ():
+            choice(task, known, "short.tasks")
+        if not self.tasks:
+            raise UserError(f"short.tasks=[] must name at least one of {', '.join(known)}")
+        positive(self.context_tokens, "short.context_tokens")
+        if self.samples is not None:
+            positive(self.samples, "short.samples")
+
+    @property
+    def of_a_store(self) -> bool:
+        """For questions of ours."""
+        return OURS in self.tasks
+
+    @property
+    def theirs(self) -> list[str]:
+        """The tasks that lm-eval asks."""
+        return [task for task in self.tasks if task != OURS]
+
+    def inputs(self, cfg: Evaluation) -> dict[str, Any]:
+        """The store and the seed, the version of lm-eval and the files of its tasks."""
+        found = {"seed": cfg.seed} | super().inputs(cfg)
+        if self.theirs:
+            found["lm_eval"] = harness.harness(self.theirs).__version__
+        if self.include is not None:
+            found["include"] = _contents(Path(self.include))
+        return found
+
+    def run(self, cfg: Evaluation, subject: Subject) -> TaskResult:
+        """One row a task of `short.tasks`, and one record a question of ours."""
+        records, rows, journal = list[Sample](), list[dict[str, Any]](), subject.journal
+        if self.of_a_store:
+            total = self.samples or QUESTIONS
+            asked = enumerate(self._reading(cfg, subject).questions(total, cfg.seed))
+            records = journal.each(
+                OURS, asked, lambda pair: _answer(pair[1], pair[0], subject), total=total
+            )
+            rows.append(_row(OURS, "acc per token", records, 1 / CHOICES))
+        rows += journal.each(
+            "lm-eval",
+            self.theirs,
+            lambda task: harness.ask(task, subject, self.include, self.samples, cfg.seed),
+            unit="task",
+            alone=True,
+        )
+        return {"context_tokens": self.context_tokens, "cells": rows}, records
+
+    def _reading(self, cfg: Evaluation, subject: Subject) -> "Reading":
+        store = open_store(cfg)
+        size = self.context_tokens
+        return Reading(store, subject.encode, subject.decode, size, str(store.path))
+
+    @classmethod
+    def section(cls, found: Found, out: Path) -> Iterator[str]:
+        """A row a model and task."""
+        yield from ("## Short contexts", "")
+        yield (
+            "Per cent with 95% intervals. `continuation` is ours: the sentence that follows some "
+            "held-out text among three of other documents, the likeliest per token; the others are "
+            "lm-eval's, with its prompts."
+        )
+        yield ""
+        rows = []
+        for model, result in found:
+            for cell in result["cells"]:
+                guess = "" if cell["guessing"] is None else f"{100 * cell['guessing']:.1f}"
+                about = [f"`{cell['kind']}`", cell["metric"], f"{cell['samples']:,}"]
+                score = percent(cell["score"], cell["interval"])
+                rows.append([model["label"], *about, score, guess])
+        yield from table(["model", "task", "metric", "questions", "score", "guessing"], rows)
+
+    @classmethod
+    def columns(cls, models: Sequence[Results]) -> Iterator[Column]:
+        """The mean over tasks."""
+        values: list[Value | None] = []
+        known = True
+        for m in models:
+            cells = cells_of(m, cls.name)
+            known &= all(c["interval"] for c in cells)
+            scores = [
+                bounded(c, "score") if c["interval"] else (float(c["score"]), 0.0) for c in cells
+            ]
+            values.append(mean(scores) if scores else None)
+        yield Column("short contexts, %, mean", values, percent, ranked=known)
 
 
 @dataclass(frozen=True)
@@ -166,29 +277,6 @@ def _row(kind: str, metric: str, records: Sequence[Sample], guessing: float) -> 
     return row | {"interval": list(wilson(right, n)), "guessing": guessing}
 
 
-def _reading(cfg: EvalConfig, subject: Subject) -> Reading:
-    store: Store = open_store(cfg)
-    size = cfg.short.context_tokens
-    return Reading(store, subject.encode, subject.decode, size, str(store.path))
-
-
-def inputs(cfg: EvalConfig) -> dict[str, Any]:
-    """What the numbers depend on beside the settings.
-
-    Raises:
-        UserError: if there is no such store, or lm-eval is needed and missing.
-    """
-    own = cfg.short
-    found: dict[str, Any] = {"seed": cfg.seed}
-    if own.of_a_store:
-        found["held_out"] = open_store(cfg).meta["digest"][:16]
-    if theirs := [task for task in own.tasks if task != "continuation"]:
-        found["lm_eval"] = harness.harness(theirs).__version__
-    if own.include is not None:
-        found["include"] = _contents(Path(own.include))
-    return found
-
-
 def _contents(folder: Path) -> str:
     """A hash of all files in a folder of tasks; data that stands elsewhere is not watched."""
     if not folder.is_dir() or not any(folder.rglob("*.yaml")):
@@ -198,31 +286,3 @@ def _contents(folder: Path) -> str:
         digest.update(f"{file.relative_to(folder)}\0{file.stat().st_size}\0".encode())
         digest.update(file.read_bytes())
     return digest.hexdigest()[:16]
-
-
-def run(cfg: EvalConfig, subject: Subject) -> TaskResult:
-    """The task: ours and lm-eval's.
-
-    Args:
-        cfg: the evaluation.
-        subject: the model under test and its tokenizer.
-
-    Returns:
-        The result (`cells`: one row a task) and one record a question of ours.
-
-    Raises:
-        UserError: if the store cannot be used as asked, or lm-eval cannot run.
-    """
-    own, records, rows = cfg.short, list[Sample](), list[dict[str, Any]]()
-    if own.of_a_store:
-        count = own.samples or QUESTIONS
-        asked = enumerate(_reading(cfg, subject).questions(count, cfg.seed))
-        records = subject.journal.each(
-            "continuation", asked, lambda pair: _answer(pair[1], pair[0], subject), total=count
-        )
-        rows.append(_row("continuation", "acc per token", records, 1 / CHOICES))
-    theirs = [task for task in own.tasks if task != "continuation"]
-    rows += subject.journal.each(
-        "lm-eval", theirs, lambda task: harness.ask(task, cfg, subject), unit="task", alone=True
-    )
-    return {"context_tokens": own.context_tokens, "cells": rows}, records

@@ -1,10 +1,12 @@
-"""Three named perplexity protocols; the name stands beside every number they give.
-
-(`whole_window.py` has a fourth, `contexts.py` CEPE's.)
+"""Four named perplexity protocols; the name stands beside every number they give.
 
 - `sliding_new_tokens` (Position Interpolation, Press et al.): a window moves by the stride and
   only its new tokens are scored. One forward of W tokens per stride: the dearest, and the one
   papers print.
+- `whole_window` (LongLoRA 2309.12307 and DCA 2402.17463, their evaluation code): a window starts
+  every S tokens of all documents as one stream, crosses their borders, and all of its W - 1 targets
+  are scored. Early targets see little, so it lies above `sliding_new_tokens` at the same W. One
+  forward of W tokens per stride; the last partial window is dropped.
 - `single_pass_buckets`: one forward per document; NLL by position. The cheapest, a whole curve
   at once; but early and late positions hold different text.
 - `token_matched`: the same target tokens under every length, so only the context differs. One
@@ -12,18 +14,29 @@
 
 All take the same documents, those as long as the longest length asked for. BOS stands at the
 start of a document, so windows that begin inside one carry none (`bos: document_start`).
+CEPE's protocols are those of the task `contexts`.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import nn
 
-from longctx.errors import UserError
 from longctx.eval.journal import Journal
-from longctx.eval.windows import Documents, FloatArray, Window, evenly, mean_over, score_windows
+from longctx.eval.scored_windows import (
+    Documents,
+    FloatArray,
+    Window,
+    matched_ends,
+    mean_of,
+    mean_over,
+    score_windows,
+    sum_windows,
+)
 
 FIRST_BUCKET = 16  # shorter contexts share one bucket
 
@@ -45,42 +58,10 @@ class Text:
     journal: Journal = field(default_factory=Journal)
 
     def nll(self, model: nn.Module, plan: Sequence[Window], title: str) -> list[FloatArray]:
-        """Scores a plan; see `longctx.eval.windows.score_windows`."""
+        """Scores a plan; see `longctx.eval.scored_windows.score_windows`."""
         return score_windows(
             model, self.documents, plan, self.batch_tokens, title, journal=self.journal
         )
-
-
-def choose_documents(
-    documents: Documents,
-    length: int,
-    max_documents: int | None,
-    where: str,
-    asked: str = "lengths ask",
-) -> tuple[list[int], int]:
-    """Documents of at least `length` tokens, evenly spaced over the store.
-
-    Args:
-        documents: the store.
-        length: the longest length asked for, tokens.
-        max_documents: at most so many; None: all.
-        where: the store's name, for the error.
-        asked: what asks for that length, for the error.
-
-    Returns:
-        Their indices, and how many shorter documents were skipped.
-
-    Raises:
-        UserError: if no document is long enough.
-    """
-    fit = np.flatnonzero(documents.lengths >= length)
-    if not len(fit):
-        longest = int(documents.lengths.max(initial=0))
-        raise UserError(
-            f"{asked} for {length} tokens, but the longest document of {where} has {longest}"
-        )
-    chosen = [int(fit[i]) for i in evenly(len(fit), max_documents)]
-    return chosen, len(documents.lengths) - len(fit)
 
 
 def sliding_windows(document: int, tokens: int, window: int, stride: int) -> Iterator[Window]:
@@ -201,26 +182,6 @@ def single_pass_buckets(
     return {"rows": rows}
 
 
-def matched_ends(
-    documents: Documents, chosen: Sequence[int], longest: int, target_tokens: int, windows: int
-) -> list[tuple[int, int]]:
-    """Where windows of up to `longest` tokens end: (document, one past their last token).
-
-    Args:
-        documents: the store.
-        chosen: indices of its documents, each of at least `longest` tokens.
-        longest: tokens before an end that must be in the document.
-        target_tokens: the last tokens before an end; they never overlap.
-        windows: at most so many in each document, evenly spaced.
-    """
-    ends: list[tuple[int, int]] = []
-    for i in chosen:
-        room = int(documents.lengths[i]) - longest
-        places = evenly(room + 1, min(windows, room // target_tokens + 1))
-        ends += [(i, longest + place) for place in places]
-    return ends
-
-
 def token_matched(
     model: nn.Module,
     text: Text,
@@ -245,3 +206,78 @@ def token_matched(
         nlls = text.nll(model, plan, f"token matched {length}")
         rows.append({"length": length, **mean_over(plan, nlls).row()})
     return {"target_tokens": target_tokens, "windows": len(ends), "rows": rows}
+
+
+@dataclass(frozen=True)
+class Stream:
+    """The first tokens of some documents, one after the other, read like a store of one document.
+
+    Args:
+        documents: the store.
+        chosen: indices of its documents.
+        taken: how many tokens of each.
+    """
+
+    documents: Documents
+    chosen: Sequence[int]
+    taken: Sequence[int]
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """`[1]` all tokens."""
+        return np.array([sum(self.taken)])
+
+    @property
+    def ends(self) -> list[int]:
+        """Where each document ends in the stream."""
+        return list(accumulate(self.taken))
+
+    def tokens(self, i: int, start: int = 0, stop: int | None = None) -> NDArray[np.integer[Any]]:
+        """Tokens `start:stop` of the stream."""
+        stop = int(self.lengths[0]) if stop is None else stop
+        parts = []
+        for document, taken, end in zip(self.chosen, self.taken, self.ends, strict=True):
+            first, last = max(start - end + taken, 0), min(stop - end + taken, taken)
+            if first < last:
+                parts.append(self.documents.tokens(document, first, last))
+        return np.concatenate(parts)
+
+
+def whole_window(
+    model: nn.Module,
+    text: Text,
+    lengths: Sequence[int],
+    stride: int,
+    document_tokens: int | None,
+) -> dict[str, Any]:
+    """Perplexity over whole windows, one row per window width.
+
+    Args:
+        model: see `longctx.eval.score.token_nll`.
+        text: the documents.
+        lengths: window widths W, tokens.
+        stride: S, tokens.
+        document_tokens: documents are cut to so many, but never below the widest window; None:
+            whole documents.
+
+    Returns:
+        Rows of equally many tokens a window, so the mean over tokens is the mean of means; the
+        error is over documents, by where a window starts.
+
+    Raises:
+        UserError: if a loss is not finite.
+    """
+    limit = None if document_tokens is None else max(document_tokens, *lengths)
+    whole = [int(text.documents.lengths[i]) for i in text.chosen]
+    stream = Stream(text.documents, text.chosen, [min(n, limit or n) for n in whole])
+    ends, rows = np.array(stream.ends), []
+    for length in lengths:
+        starts = range(0, int(stream.lengths[0]) - length + 1, stride)
+        plan = [Window(0, start, start + length, start + 1) for start in starts]
+        title = f"whole window {length}, sums"
+        batch, journal = text.batch_tokens, text.journal
+        sums = sum_windows(model, stream, plan, batch, title, journal)
+        owners = np.searchsorted(ends, np.array(starts), side="right").tolist()
+        mean = mean_of(owners, sums, [length - 1] * len(plan))
+        rows.append({"length": length, "windows": len(plan), **mean.row()})
+    return {"stride": stride, "document_tokens": limit, "rows": rows}

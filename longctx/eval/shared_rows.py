@@ -38,7 +38,9 @@ class SpreadDecoder:
         assert self._mesh.sp_group is not None
         count, sp = input_ids.shape[1], self._mesh.sp_size
         own = -(-count // sp)
-        whole = pad(input_ids, (0, own * sp - count))  # on the right: never attended to
+        whole = pad(
+            input_ids, (0, own * sp - count)
+        )  # causal: the padding changes no state before it
         start = self._mesh.sp_rank * own
         positions = torch.arange(own * sp, device=whole.device).expand_as(whole)
         out = self._decoder(
@@ -50,7 +52,7 @@ class SpreadDecoder:
 
 
 def spread(model: Any, mesh: Mesh | None) -> Any:
-    """Lets a model read rows that several ranks share; `longctx.eval.context.states` asks for it.
+    """Lets a model read rows that several ranks share; `longctx.eval.score.states` calls it so.
 
     Args:
         model: changed in place, unless each rank has rows of its own.

@@ -1,7 +1,7 @@
-"""A protocol is a list of windows: which tokens the model sees, and which of them are scored.
+"""Windows of documents: which tokens the model sees, and which of them are scored.
 
-Planning costs nothing; `score_windows` costs one forward per window, batched up to a number of
-tokens. Everything that differs between the perplexity protocols stands in these lists.
+A perplexity protocol is a list of them; planning it costs nothing, `score_windows` costs one
+forward per window, batched up to a number of tokens.
 """
 
 from base64 import b64decode, b64encode
@@ -98,6 +98,58 @@ def evenly(count: int, wanted: int | None) -> list[int]:
     if wanted == 1:
         return [0]
     return [i * (count - 1) // (wanted - 1) for i in range(wanted)]
+
+
+def choose_documents(
+    documents: Documents,
+    length: int,
+    max_documents: int | None,
+    where: str,
+    asked: str = "lengths ask",
+) -> tuple[list[int], int]:
+    """Documents of at least `length` tokens, evenly spaced over the store.
+
+    Args:
+        documents: the store.
+        length: the longest length asked for, tokens.
+        max_documents: at most so many; None: all.
+        where: the store's name, for the error.
+        asked: what asks for that length, for the error.
+
+    Returns:
+        Their indices, and how many shorter documents were skipped.
+
+    Raises:
+        UserError: if no document is long enough.
+    """
+    fit = np.flatnonzero(documents.lengths >= length)
+    if not len(fit):
+        longest = int(documents.lengths.max(initial=0))
+        raise UserError(
+            f"{asked} for {length} tokens, but the longest document of {where} has {longest}"
+        )
+    chosen = [int(fit[i]) for i in evenly(len(fit), max_documents)]
+    return chosen, len(documents.lengths) - len(fit)
+
+
+def matched_ends(
+    documents: Documents, chosen: Sequence[int], longest: int, target_tokens: int, windows: int
+) -> list[tuple[int, int]]:
+    """Where windows of up to `longest` tokens end: (document, one past their last token).
+
+    Args:
+        documents: the store.
+        chosen: indices of its documents, each of at least `longest` tokens.
+        longest: tokens before an end that must be in the document.
+        target_tokens: the last tokens before an end; they never overlap.
+        windows: at most so many in each document, evenly spaced.
+    """
+    ends: list[tuple[int, int]] = []
+    for i in chosen:
+        room = int(documents.lengths[i]) - longest
+        places = evenly(room + 1, min(windows, room // target_tokens + 1))
+        ends += [(i, longest + place) for place in places]
+    return ends
 
 
 def _batches(windows: Sequence[Window], batch_tokens: int) -> Iterator[list[Window]]:
