@@ -26,7 +26,7 @@ import torch  # noqa: E402
 
 from benchmarks.measuring import apart, growth, keep, seconds  # noqa: E402
 from longctx.data.passkey_text import build  # noqa: E402
-from longctx.eval.passkey import Quiz, Trial, run_trials  # noqa: E402
+from longctx.eval.quiz import Quiz, Trial, run_trials  # noqa: E402
 from longctx.eval.score import evaluating, token_nll  # noqa: E402
 from longctx.models.load import build_model, load_model, load_tokenizer  # noqa: E402
 

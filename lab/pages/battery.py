@@ -14,7 +14,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from longctx.eval.report import read_results, write_report  # noqa: E402
+from longctx.eval.report import write_report  # noqa: E402
+from longctx.eval.results import read_results  # noqa: E402
 
 
 def below_root(value: Any) -> Any:

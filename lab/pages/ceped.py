@@ -12,7 +12,7 @@ sys.path.insert(0, str(ROOT))
 
 from lab.pages.cepe import curve  # noqa: E402
 from lab.pages.results import replace, table  # noqa: E402
-from longctx.eval.report import read_results  # noqa: E402
+from longctx.eval.results import read_results  # noqa: E402
 
 MODELS = {
     "alone": "the chat model alone",

@@ -13,8 +13,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from longctx.eval.figures import k_max_figure, perplexity_figure
-from longctx.eval.report import read_results
+from longctx.eval.results import read_results
+from longctx.eval.tasks.k_max import k_max_figure
+from longctx.eval.tasks.perplexity import perplexity_figure
 from longctx.train.log import read_metrics
 
 ROOT = Path(__file__).resolve().parents[2]

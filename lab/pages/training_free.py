@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from lab.pages.results import PROTOCOL, perplexities, replace, table  # noqa: E402
-from longctx.eval.report import read_results  # noqa: E402
+from longctx.eval.results import read_results  # noqa: E402
 
 # Directory, name, and the paper's perplexities at 1, 2, 4 and 8 times the window.
 METHODS = {

@@ -159,18 +159,18 @@ def _trained(models: Sequence[Results]) -> list[tuple[str, list[str]]]:
 def section(
     models: Sequence[Results],
     columns: Mapping[str, Sequence[Column]],
-    facts: Mapping[str, Sequence[str]],
+    compared_by: Mapping[str, Sequence[str]],
 ) -> Iterator[str]:
     """The lines of the table; none without results.
 
     Args:
         models: of the report, in the order of the rows.
         columns: of each task.
-        facts: of a model that must be equal for its numbers in a task to compare.
+        compared_by: facts of a model that must be equal for its numbers in a task to compare.
     """
     shown: list[tuple[str, list[str]]] = []
     for task, own in columns.items():
-        odd = unlike(models, task, facts[task])
+        odd = unlike(models, task, compared_by[task])
         found = [c for c in own if any(value is not None for value in c.values)]
         shown += [(column.name, _cells(column, odd)) for column in found]
     if not shown:

@@ -78,11 +78,11 @@ class Quiz:
     journal: Journal = field(default_factory=Journal)
 
 
-def quiz_of(cfg: Evaluation, subject: Subject, mode: str) -> Quiz:
-    """The quiz of an evaluation, with its number of samples."""
-    bos = subject.tokenizer.bos_token_id
-    samples, seed, batch = cfg.samples, cfg.seed, cfg.batch_tokens
-    return Quiz(subject.model, subject.encode, bos, samples, seed, mode, batch, subject.journal)
+def quiz_of(cfg: Evaluation, subject: Subject, mode: str, samples: int) -> Quiz:
+    """The quiz of an evaluation, in this mode with so many prompts a cell."""
+    bos, journal = subject.tokenizer.bos_token_id, subject.journal
+    own = (subject.model, subject.encode, bos, samples)
+    return Quiz(*own, cfg.seed, mode, cfg.batch_tokens, journal)
 
 
 def check_depths(depths: Sequence[float], key: str) -> None:

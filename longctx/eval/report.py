@@ -85,6 +85,27 @@ def _placed(models: Sequence[Results]) -> list[Results]:
     return [model | about | {"label": label, "place": i} for i, (model, label) in numbered]
 
 
+def headline_of(models: Sequence[Results]) -> Iterator[str]:
+    """The first table: the main numbers of every task that some model has."""
+    kinds = found_tasks()
+    known = [name for name in tasks_of(models) if name in kinds]
+    columns = {name: list(kinds[name].columns(models)) for name in known}
+    compared_by = {name: kinds[name].compared_by for name in known}
+    yield from headline.section(models, columns, compared_by)
+
+
+def sections(models: Sequence[Results], out: Path) -> Iterator[str]:
+    """The sections of all tasks that there are results for.
+
+    Args:
+        models: contents of `results.json`.
+        out: directory to draw figures into.
+    """
+    for name, kind in found_tasks().items():
+        if found := [(m, r) for m in models if (r := result_of(m, name))]:
+            yield from kind.section(found, out)
+
+
 def write_report(models: Sequence[Results], out: Path) -> str:
     """Draws the figures and writes `out/report.md` and `out/report.html`.
 
@@ -98,15 +119,9 @@ def write_report(models: Sequence[Results], out: Path) -> str:
     models = _placed(models)
     names = ", ".join(str(m["label"]) for m in models)
     title = f"# Evaluation: {names}" if len(models) <= NAMED else f"# {len(models)} models"
-    kinds = found_tasks()
-    known = [name for name in tasks_of(models) if name in kinds]
-    columns = {name: list(kinds[name].columns(models)) for name in known}
-    facts = {name: kinds[name].compared_by for name in known}
-    lines = [title, "", *headline.section(models, columns, facts), *_models_section(models)]
+    lines = [title, "", *headline_of(models), *_models_section(models)]
     lines += _unequal_section(models)
-    for name, kind in kinds.items():
-        if found := [(m, r) for m in models if (r := result_of(m, name))]:
-            lines += kind.section(found, out)
+    lines += sections(models, out)
     lines += _made_section(models)
     text = "\n".join(lines).rstrip() + "\n"
     write_atomically(out / "report.md", text)

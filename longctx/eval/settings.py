@@ -49,7 +49,7 @@ class Evaluation:
     attention: dict[str, Any] | None = None
     dtype: str | None = None
     device: str | None = None
-    tasks: list[str] = field(default_factory=lambda: ["perplexity", "passkey", "k_max"])
+    tasks: list[str] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)
     held_out: str | None = None
     compare: list[str] = field(default_factory=list)

@@ -100,3 +100,8 @@ def subject(model: nn.Module, bos: int | None = None) -> SimpleNamespace:
         tokenizer=SimpleNamespace(bos_token_id=bos),
         journal=Journal(),
     )
+
+
+def settings(**fields: object) -> SimpleNamespace:
+    """Settings of an evaluation as tasks take them, with those of some tasks."""
+    return SimpleNamespace(**fields, task=fields.__getitem__)

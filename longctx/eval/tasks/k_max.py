@@ -53,7 +53,7 @@ class KMax(Task):
 
     def run(self, cfg: Evaluation, subject: Subject) -> TaskResult:
         """`k_max`, the rate at each distance, and one record a prompt."""
-        quiz = quiz_of(cfg, subject, self.mode)
+        quiz = quiz_of(cfg, subject, self.mode, cfg.samples)
         return effective_window(quiz, max(cfg.lengths), self.points, self.threshold)
 
     @classmethod

@@ -92,7 +92,7 @@ class Needle(Task):
             check_vocabulary(subject, max(found, default=0))
             return found
 
-        quiz = replace(quiz_of(cfg, subject, self.mode), encode=encode, samples=self.samples)
+        quiz = replace(quiz_of(cfg, subject, self.mode, self.samples), encode=encode)
         write = partial(hide, hay)
         result, records = grid(quiz, sorted(cfg.lengths), self.depths, task=self.name, write=write)
         return result | {"haystack": self.haystack}, records

@@ -46,7 +46,7 @@ class Passkey(Task):
 
     def run(self, cfg: Evaluation, subject: Subject) -> TaskResult:
         """The share found in each cell of length x depth, and one record a prompt."""
-        quiz = quiz_of(cfg, subject, self.mode)
+        quiz = quiz_of(cfg, subject, self.mode, cfg.samples)
         return grid(quiz, sorted(cfg.lengths), self.depths, task=self.name)
 
     @classmethod

@@ -87,7 +87,9 @@ class Qa(Task):
     def check(self, cfg: Evaluation) -> None:
         """It needs a file of questions."""
         if self.data is None:
-            raise UserError("tasks=[qa] needs qa.data=FILE, JSON (bash data_prep/qa_data.sh has some)")
+            raise UserError(
+                "tasks=[qa] needs qa.data=FILE, JSON (bash data_prep/qa_data.sh has some)"
+            )
 
     def inputs(self, cfg: Evaluation) -> dict[str, Any]:
         """The file's content, and the seed."""

@@ -171,9 +171,9 @@ class Ruler(Task):
             f"Average over tasks, per cent with 95% intervals; NVIDIA's prompts and scores, "
             f"greedy, {own['cells'][0]['samples']} samples of a task at a length; columns: tokens, "
             "the room for the answer included; prompts truncated: 0. Effective length: the largest "
-            f"of these lengths whose average reaches {own['threshold']:g}, in brackets by the ends of the "
-            f"intervals; none is told with fewer than {ENOUGH} samples of a task. Weighted: means "
-            "over lengths with rising or falling weights."
+            f"of these lengths whose average reaches {own['threshold']:g}, in brackets by the ends "
+            f"of the intervals; none is told with fewer than {ENOUGH} samples of a task. Weighted: "
+            "means over lengths with rising or falling weights."
         )
         yield ""
         rows = [_averages(model, result, lengths) for model, result in found]

@@ -7,16 +7,16 @@ import pytest
 import yaml
 
 from longctx.errors import UserError
-from longctx.eval import harness, short
+from longctx.eval import harness
 from longctx.eval.answers import wilson
-from longctx.eval.config_probes import ShortConfig
 from longctx.eval.journal import Journal
+from longctx.eval.tasks.short import Short
 from longctx.models.load import load_model, load_tokenizer
 from tests.helpers.fakes import Fake
 from tests.helpers.process import ROOT
 from tests.helpers.reading import subject
 
-OWN = ShortConfig(["piqa", "race"], 6, 150)
+OWN = Short(["piqa", "race"], 6, 150)
 
 
 def cfg(**changes):
@@ -26,9 +26,15 @@ def cfg(**changes):
 def asked():
     model = Fake(lambda tokens: None)
     model.config = SimpleNamespace(max_position_embeddings=77)
-    found = subject(model, bos=1)
-    found.journal = Journal()
-    return found
+    return subject(model, bos=1)
+
+
+def inputs(asks):
+    return asks.short.inputs(asks)
+
+
+def run(asks, own):
+    return asks.short.run(asks, own)
 
 
 class Installed:
@@ -73,15 +79,15 @@ def test_it_is_asked_for_where_it_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     message = r"short.tasks=\[boolq,mmlu\] need lm-eval: pip install 'longctx\[short\]'"
     with pytest.raises(UserError, match=message) as caught:
-        short.inputs(cfg(tasks=["boolq", "mmlu"]))
+        inputs(cfg(tasks=["boolq", "mmlu"]))
     assert "\n" not in str(caught.value)
 
 
 def test_its_numbers_are_taken(install):
     found = install(lambda model: {"acc,none": 1 / 3, "acc_stderr,none": 0.2})
-    assert short.inputs(cfg()) == {"seed": 0, "lm_eval": "0.4.13"}
+    assert inputs(cfg()) == {"seed": 0, "lm_eval": "0.4.13"}
     own = asked()
-    result, records = short.run(cfg(), own)
+    result, records = run(cfg(), own)
     assert records == [] and [c["kind"] for c in result["cells"]] == ["piqa", "race"]
     cell = result["cells"][0]
     assert (cell["samples"], cell["score"], cell["interval"]) == (6, 1 / 3, list(wilson(2, 6)))
@@ -91,7 +97,7 @@ def test_its_numbers_are_taken(install):
 
 def test_all_right_is_no_certainty(install):
     install(lambda model: {"acc,none": 1.0, "acc_stderr,none": 0.0})
-    low, high = short.run(cfg(), asked())[0]["cells"][0]["interval"]
+    low, high = run(cfg(), asked())[0]["cells"][0]["interval"]
     assert 0.5 < low < 0.7 and high == 1
 
 
@@ -103,10 +109,10 @@ def test_a_prompt_is_never_cut(install, sizes, fault):
     requests = [(("", ""), [0] * prompt, [0] * choice) for prompt, choice in sizes]
     install(lambda model: model._loglikelihood_tokens(requests))
     if fault is None:
-        assert short.run(cfg(), asked())[0]["cells"][0]["score"] == 0.5
+        assert run(cfg(), asked())[0]["cells"][0]["score"] == 0.5
     else:
         with pytest.raises(UserError, match=rf"tasks=\[piqa\]: {fault} .* window has 77"):
-            short.run(cfg(), asked())
+            run(cfg(), asked())
 
 
 def unreachable(model):
@@ -125,19 +131,19 @@ def unreachable(model):
 def test_what_cannot_be_asked_is_one_line(install, answer, task, message):
     install(answer)
     with pytest.raises(UserError) as caught:
-        short.run(cfg(tasks=[task]), asked())
+        run(cfg(tasks=[task]), asked())
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_task_files_of_a_folder(tmp_path, install):
     install(None)
     with pytest.raises(UserError, match=r"short.include=.*: no task files"):
-        short.inputs(cfg(include=str(tmp_path)))
+        inputs(cfg(include=str(tmp_path)))
     (tmp_path / "a.yaml").write_text("task: a")
     own = cfg(include=str(tmp_path), tasks=["a"])
-    before = short.inputs(own)["include"]
+    before = inputs(own)["include"]
     (tmp_path / "a.yaml").write_text("task: b")
-    assert short.inputs(own)["include"] != before
+    assert inputs(own)["include"] != before
 
 
 def test_the_real_one_scores_a_local_task(tmp_path):
@@ -164,5 +170,5 @@ def test_the_real_one_scores_a_local_task(tmp_path):
         model=load_model(lab, dtype="fp32"), tokenizer=load_tokenizer(lab), journal=Journal()
     )
     asks = cfg(tasks=["local_said"], samples=None, include=str(tmp_path))
-    [cell] = short.run(asks, own)[0]["cells"]
+    [cell] = run(asks, own)[0]["cells"]
     assert cell["samples"] == 7 and cell["score"] == pytest.approx(6 / 7)

@@ -5,9 +5,9 @@ import pytest
 
 from longctx.errors import UserError
 from longctx.eval import figures
-from longctx.eval.compare import differences
-from longctx.eval.headline import section as headline_section
-from longctx.eval.report import read_results, write_report, write_results
+from longctx.eval.report import headline_of, write_report
+from longctx.eval.results import differences, read_results, write_results
+from longctx.eval.tasks import perplexity
 
 PNG = b"\x89PNG"
 
@@ -144,7 +144,7 @@ def test_foreign_results_are_refused(tmp_path, content, message):
 
 
 def headline(*models):
-    lines = list(headline_section(models))
+    lines = list(headline_of(models))
     head, _, *rows = [line.strip("| ").split(" | ") for line in lines if line.startswith("|")]
     return lines, head, rows
 
@@ -153,12 +153,39 @@ def test_the_headline_has_the_main_number_of_each_task():
     _, head, rows = headline(results("ours", 512), results("base", perplexity=300.0))
     assert head == [
         "model",
-        "perplexity at 512 (`single_pass_buckets`)",
-        "passkey, %, mean of the grid",
+        "perplexity at 512 (2 x the window), `single_pass_buckets`",
+        "passkey at 256 (inside the window), %",
+        "passkey at 512 (2 x the window), %",
         "k_max, tokens",
     ]
-    assert rows[0] == ["ours", "**12.00 ± 0.98**", "45.0 ± 20.0", "256"]
-    assert rows[1] == ["base", "300.00 ± 0.98", "45.0 ± 20.0", "256"]  # a tie is nobody's
+    inside, beyond = "80.0 ± 22.7", "10.0 ± 19.3"
+    assert rows[0] == ["ours", "**12.00 ± 0.98**", inside, beyond, "256"]
+    assert rows[1] == ["base", "300.00 ± 0.98", inside, beyond, "256"]  # a tie is nobody's
+
+
+def test_a_base_that_is_lost_beyond_its_window_wins_nothing_there():
+    """A mean over all lengths would call it the best by what it finds inside."""
+    base, ours = results("base"), results("ours", 512)
+    for model, rates in ((base, (1, 1, 0, 0)), (ours, (0.8, 0.8, 0.8, 0.8))):
+        for cell, rate in zip(model["tasks"]["passkey"]["result"]["cells"], rates, strict=True):
+            cell |= {"rate": rate, "samples": 50}
+    _, head, rows = headline(base, ours)
+    inside, beyond = (head.index(f"passkey at {at}, %") for at in
+                      ("256 (inside the window)", "512 (2 x the window)"))  # fmt: skip
+    assert rows[0][inside].startswith("**100.0") and not rows[1][inside].startswith("**")
+    assert rows[0][beyond] == "0.0 ± 1.8" and rows[1][beyond].startswith("**80.0")
+    for cell in ours["tasks"]["passkey"]["result"]["cells"]:
+        cell["rate"] = 0  # nobody finds anything beyond: nobody is the best there
+    _, _, rows = headline(base, ours)
+    assert not any(row[beyond].startswith("**") for row in rows)
+
+
+def test_models_of_other_windows_share_the_lengths_inside_all_of_them():
+    base, wide = results("base"), results("wide") | {"native_window": 4096}
+    _, head, _ = headline(base, wide)
+    assert "passkey at 256 (inside the window), %" in head and "passkey at 512, %" in head
+    _, head, _ = headline(wide)
+    assert [name for name in head if "passkey" in name] == ["passkey at 512 (inside the window), %"]
 
 
 def test_what_an_interval_cannot_tell_apart_is_not_ranked():
@@ -173,7 +200,7 @@ def test_what_has_no_interval_is_not_ranked():
     far = results("far")
     far["tasks"]["k_max"]["result"]["k_max"] = 512
     lines, _, rows = headline(results("ours"), far)
-    assert [row[3] for row in rows] == ["256", "512"]
+    assert [row[4] for row in rows] == ["256", "512"]
     assert any("k_max, effective lengths and times have no interval" in line for line in lines)
 
 
@@ -199,10 +226,10 @@ def test_tasks_that_the_first_model_lacks_are_compared_too():
 
 def test_values_far_above_the_rest_are_clipped_and_marked(tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr(figures, "save", lambda figure, path: drawn.append(figure) or path.name)
+    monkeypatch.setattr(perplexity, "save", lambda figure, path: drawn.append(figure) or path.name)
     for worst, clipped in ((1000.0, False), (1e6, True)):
         found = [results("ours"), results("burst", perplexity=worst)]
-        figures.perplexity_figure(found, "sliding_new_tokens", tmp_path / "p.png")
+        perplexity.perplexity_figure(found, "sliding_new_tokens", tmp_path / "p.png")
         (axes,) = drawn.pop().axes
         assert ("clipped, above 1,200" in axes.get_legend_handles_labels()[1]) == clipped
         assert axes.get_ylim()[1] < 5000

@@ -3,7 +3,7 @@ from math import log
 import numpy as np
 import pytest
 
-from longctx.eval.bm25 import K1, B, Ranker
+from longctx.eval.retrieve import K1, B, Ranker
 
 TEXTS = [
     "The cat sat on the mat.",

@@ -8,19 +8,17 @@ import pytest
 
 from longctx.data.passkey_text import Passkey
 from longctx.errors import UserError
-from longctx.eval import needle
-from longctx.eval.config_probes import NeedleConfig
 from longctx.eval.haystack import Haystack, haystack
-from longctx.eval.journal import Journal
+from longctx.eval.tasks import needle
 from tests.helpers.fakes import Memory, characters, copier, noise
 from tests.helpers.material import ESSAY, write_material
-from tests.helpers.reading import subject
+from tests.helpers.reading import settings, subject
 
 TEXT = " ".join(f"Line {i} tells of {chr(97 + i % 26)}." for i in range(300))
 HAY = Haystack(
     Memory([characters(TEXT), characters(TEXT.upper())]), lambda t: "".join(map(chr, t)), "hay"
 )
-OWN = NeedleConfig([0, 0.5, 1], 2, "essays", "teacher_forced")
+OWN = needle.Needle([0, 0.5, 1], 2, "essays", "teacher_forced")
 LENGTHS = [900, 600]
 
 
@@ -35,15 +33,13 @@ def text_of(prompt: Passkey) -> str:
 @pytest.fixture
 def cfg(tmp_path):
     own = SimpleNamespace(data=str(write_material(tmp_path)))
-    return SimpleNamespace(
+    return settings(
         needle=OWN, ruler=own, lengths=LENGTHS, seed=0, batch_tokens=4096, held_out=None
     )
 
 
 def asked(model):
-    found = subject(model, bos=1)
-    found.journal = Journal()
-    return found
+    return subject(model, bos=1)
 
 
 @pytest.mark.parametrize("depth", [0, 0.3, 1])
@@ -75,7 +71,7 @@ def test_lengths_are_nearly_reached_and_draws_differ():
 
 def test_a_copier_finds_all_and_noise_nothing(cfg):
     """Acceptance 3 for the needle map, and decoding agrees with the single forward."""
-    result, records = needle.run(cfg, asked(copier()))
+    result, records = cfg.needle.run(cfg, asked(copier()))
     assert [(c["length"], c["depth"]) for c in result["cells"]][:3] == [
         (600, 0),
         (600, 0.5),
@@ -84,9 +80,9 @@ def test_a_copier_finds_all_and_noise_nothing(cfg):
     assert result["mean"] == 1 and result["haystack"] == "essays" and len(records) == 12
     assert result["cells"][0]["rate_interval"] == pytest.approx([0.342, 1], abs=1e-3)
     assert {r["task"] for r in records} == {"needle"}
-    result, _ = needle.run(cfg, asked(noise()))
+    result, _ = cfg.needle.run(cfg, asked(noise()))
     assert result["mean"] == 0
-    result, records = needle.run(cfg, asked(copier(sees=330)))
+    result, records = cfg.needle.run(cfg, asked(copier(sees=330)))
     by_depth = {d: [r["correct"] for r in records if r["depth"] == d] for d in OWN.depths}
     assert all(by_depth[1]) and not any(by_depth[0])
 
@@ -107,7 +103,7 @@ def test_a_foreign_tokenizer_is_refused(cfg):
     model = copier()
     model.config = SimpleNamespace(vocab_size=64)
     with pytest.raises(UserError, match=r"the model knows 64: it is the tokenizer of another"):
-        needle.run(cfg, asked(model))
+        cfg.needle.run(cfg, asked(model))
 
 
 def test_text_is_whole_sentences_of_one_document(cfg):

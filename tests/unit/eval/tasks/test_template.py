@@ -12,13 +12,12 @@ import torch
 from torch import nn
 
 from longctx.errors import UserError
-from longctx.eval import template
-from longctx.eval.config_template import TemplateConfig
+from longctx.eval.tasks import template
 from tests.helpers.fakes import Memory, characters
 from tests.helpers.reading import subject
 
 EOS, BOS = 2, 1
-OWN = TemplateConfig(["key", "repeat", "list"], [0, 3], 160, 6, 80)
+OWN = template.Template(["key", "repeat", "list"], [0, 3], 160, 6, 80)
 
 
 class Clerk(nn.Module):
@@ -71,7 +70,7 @@ def ask(monkeypatch):
         asked = subject(model, BOS)
         asked.tokenizer.eos_token_id = EOS
         asked.decode = lambda ids: "".join(chr(i) for i in ids if i != EOS)
-        return template.run(SimpleNamespace(template=own, seed=0), asked)
+        return own.run(SimpleNamespace(seed=0), asked)
 
     return run
 
@@ -155,12 +154,11 @@ def test_the_table(ask):
     models = []
     for label, manner in (("good", ""), ("bad", "sloppy")):
         result, _ = ask(Clerk(manner))
-        models.append({"label": label, "tasks": {"template": {"result": result}}})
-    lines = list(template.section(models, Path()))
+        models.append(({"label": label}, result))
+    lines = list(template.Template.section(models, Path()))
     rows = [line for line in lines if line.startswith("| good | decoder | all | follows")]
     assert len(rows) == 1 and rows[0].count("100.0 [") == 2
     assert any(line.startswith("| bad | decoder | key | right | 0.0 [0.0,") for line in lines)
-    assert list(template.section([{"label": "x", "tasks": {}}], Path())) == []
 
 
 def test_fillers_are_neighbours_inside_one_document():

@@ -1,6 +1,6 @@
 from pathlib import Path
 
-from longctx.eval.probe_report import probe_sections
+from longctx.eval.report import sections
 
 MODEL = {"label": "one", "native_window": 4096, "window": 8192}
 
@@ -62,7 +62,7 @@ def test_all_tables_and_figures(tmp_path):
         results("two", ruler=ruler(0.3)),
         results("few", ruler=ruler(0.9, 24)),
     ]
-    text = "\n".join(probe_sections(models, tmp_path))
+    text = "\n".join(sections(models, tmp_path))
     assert (
         "| one (chat template) | 2 of 13 | 70.0 [20.0, 80.0] | 70.0 [20.0, 80.0] "
         "| 8,192 [none, 8,192] |" in text
@@ -85,5 +85,5 @@ def test_all_tables_and_figures(tmp_path):
 
 
 def test_nothing_is_said_of_what_was_not_measured(tmp_path):
-    assert list(probe_sections([results("one")], tmp_path)) == []
+    assert list(sections([results("one")], tmp_path)) == []
     assert not list(Path(tmp_path).iterdir())

@@ -6,15 +6,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from longctx.errors import UserError
-from longctx.eval.bm25 import Ranker
-from longctx.eval.config_contexts import RetrievalConfig
-from longctx.eval.retrieval_perplexity import Reader, log_weights, measure, mixture
-from longctx.eval.retrieve import Retriever, cut, same_documents
-from longctx.eval.windows import Window
+from longctx.eval.retrieve import Ranker, Retriever, cut, same_documents
+from longctx.eval.scored_windows import Window
+from longctx.eval.tasks.retrieval_perplexity import (
+    Reader,
+    RetrievalPerplexity,
+    log_weights,
+    measure,
+    mixture,
+)
 from tests.helpers.fakes import Memory, unigram
 from tests.helpers.reading import BagWithEncoder, bag, bag_nll
 
-OWN = RetrievalConfig(None, [0, 1, 3], [1, 3], 8, 24, 10, 2.0, 3, None)
+OWN = RetrievalPerplexity(None, [0, 1, 3], [1, 3], 8, 24, 10, 2.0, 3, None)
 RNG = np.random.default_rng(0)
 STORE = Memory([RNG.integers(0, 5, n) for n in (60, 70, 40)])
 WINDOWS = [Window(0, 10, 34, 20), Window(1, 30, 54, 40)]

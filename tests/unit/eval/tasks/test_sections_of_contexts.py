@@ -1,7 +1,6 @@
 import pytest
 
-from longctx.eval.context_report import context_sections
-from longctx.eval.report import write_report
+from longctx.eval.report import sections, write_report
 
 FACTS = {
     "model": "x/hf",
@@ -68,7 +67,7 @@ def models():
 
 
 def test_tables(models, tmp_path):
-    lines = list(context_sections(models, tmp_path))
+    lines = list(sections(models, tmp_path))
     for wanted in (
         "| model | read by | context | 0 | 4 |",
         "| cepe | encoder | right before it | 20.00 ± 0.50 | 12.00 ± 0.50 (gain 0.500 ± 0.010) |",
@@ -99,4 +98,4 @@ def test_the_report_has_sections_and_figures(models, tmp_path):
 
 
 def test_nothing_without_results(tmp_path):
-    assert list(context_sections([model("bare")], tmp_path)) == []
+    assert list(sections([model("bare")], tmp_path)) == []

@@ -4,13 +4,19 @@ import numpy as np
 import pytest
 
 from longctx.errors import UserError
-from longctx.eval.config_contexts import ContextsConfig
-from longctx.eval.contexts import Plan, measure, strangers, tail_ends, windows_behind
-from longctx.eval.perplexity import Text, token_matched
+from longctx.eval.protocols import Text, token_matched
+from longctx.eval.tasks.contexts import (
+    Contexts,
+    Plan,
+    measure,
+    strangers,
+    tail_ends,
+    windows_behind,
+)
 from tests.helpers.fakes import Memory, unigram
 from tests.helpers.reading import BagWithEncoder, bag, bag_nll
 
-OWN = ContextsConfig(["cepe_tail_matched"], [0, 2, 5], 8, 24, 10, True, 3, None)
+OWN = Contexts(["cepe_tail_matched"], [0, 2, 5], 8, 24, 10, True, 3, None)
 P = [0.5, 0.3, 0.15, 0.05]
 MATCHED, TAIL = "cepe_tail_matched", "cepe_tail"
 
@@ -136,7 +142,7 @@ def test_strangers_are_of_the_next_document():
 )
 def test_the_paper_s_lengths(count, decoder, total):
     """Acceptance 24."""
-    own = ContextsConfig([TAIL], [0, count], 256, decoder, 256, True, 1, None)
+    own = Contexts([TAIL], [0, count], 256, decoder, 256, True, 1, None)
     assert own.longest == total
     [window] = windows_behind(own, [(0, total)], count, "own")
     assert sum(window.shape[::2]) == total and window.contexts[0] == (0, 0, 256)
@@ -147,7 +153,7 @@ def test_the_paper_s_lengths(count, decoder, total):
     ("change", "message"),
     [
         ({"counts": []}, r"contexts.counts=\[\]"),
-        ({"counts": [4, 4]}, "different numbers"),
+        ({"counts": [4, 4]}, "distinct numbers"),
         ({"counts": [-1]}, "at least 0"),
         ({"target_tokens": 24}, "target_tokens=24 must be below contexts.decoder_tokens=24"),
         ({"protocols": ["tail"]}, "'tail' is not one of cepe_tail_matched"),

@@ -1,6 +1,6 @@
 import pytest
 
-from longctx.eval.ruler_length import ENOUGH, effective, effective_length
+from longctx.eval.ruler.scores import ENOUGH, effective, effective_length
 
 
 @pytest.mark.parametrize(

@@ -2,13 +2,12 @@ import pytest
 import torch
 
 from longctx.errors import UserError
-from longctx.eval.config_efficiency import EfficiencyConfig
-from longctx.eval.efficiency import Reading, measure, prompt_of
 from longctx.eval.score import evaluating
+from longctx.eval.tasks.efficiency import Efficiency, Reading, measure, prompt_of
 from longctx.models.load import build_model
 from tests.helpers.tiny_cepe import cepe
 
-OWN = EfficiencyConfig(2, 3, 2, None, None)
+OWN = Efficiency(2, 3, 2, None, None)
 LAYERS, HEADS, SIZE = 3, 2, 8
 TINY = {
     "model_type": "llama", "vocab_size": 64, "hidden_size": 32, "intermediate_size": 32,
@@ -55,7 +54,7 @@ def test_what_is_timed_is_what_the_model_does():
 
 def test_an_encoder_reads_what_the_decoder_does_not():
     model = cepe()
-    own = EfficiencyConfig(1, 2, 1, 24, 8)
+    own = Efficiency(1, 2, 1, 24, 8)
     found, short = row(model, 56, own), row(model, 24, own)
     assert (found["encoded"], short["encoded"]) == (32, 0)
     states = 32 * model.config.encoder_config.hidden_size * 8
@@ -73,7 +72,7 @@ def test_an_encoder_reads_what_the_decoder_does_not():
 
 def test_memory_grows_with_the_length():
     model = build_model(TINY | {"intermediate_size": 4096})
-    short, long = (row(model, n, EfficiencyConfig(8, 1, 1, None, None)) for n in (64, 512))
+    short, long = (row(model, n, Efficiency(8, 1, 1, None, None)) for n in (64, 512))
     if short["peak_bytes"] is None:
         pytest.skip("this system does not tell a process's peak")
     assert long["peak_bytes"] > 8 * 448 * 4096 * 4 + short["peak_bytes"] // 2

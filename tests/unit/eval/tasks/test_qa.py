@@ -5,15 +5,13 @@ from types import SimpleNamespace
 import pytest
 
 from longctx.errors import UserError
-from longctx.eval import qa
-from longctx.eval.config_contexts import QaConfig
-from longctx.eval.qa_data import Passage, Pool, Question, Ranked
-from longctx.eval.qa_prompts import Cell, Writer, cells, choose, passages_of
+from longctx.eval.qa_prompts import Passage, Pool, Question, Ranked, Writer
+from longctx.eval.tasks.qa import Cell, Qa, cells, choose, passages_of
 from tests.helpers.fakes import characters
 from tests.helpers.reading import Pupil, subject
 
 ALL = ["retrieved", "first", "middle", "last", "gold_only", "no_gold"]
-OWN = QaConfig(None, "bm25", [2, 4], ALL, 2, 1, 6, 12, None)
+OWN = Qa(None, "bm25", [2, 4], ALL, 2, 1, 6, 12, None)
 POOL = Pool([Passage(f"T{i}", f"text {i}") for i in range(8)])
 QUESTION = Question("q", "Which?", ("nine",), gold=(5,))
 RANKED = Ranked(best=(1, 5, 2, 3), others=(1, 2, 3, 4))
@@ -132,7 +130,7 @@ def cell(result, setting, k):
 
 
 def test_a_model_that_looks_answers_up(cfg):
-    result, records = qa.run(cfg, subject(Pupil(2000), bos=65))
+    result, records = cfg.qa.run(cfg, subject(Pupil(2000), bos=65))
     assert len(records) == 6 * 11 and result["truncated_prompts"] == 0
     for setting, k in (("retrieved", 2), ("first", 4), ("middle", 4), ("last", 4)):
         row = cell(result, setting, k)
@@ -150,7 +148,7 @@ def test_a_model_that_looks_answers_up(cfg):
 
 def test_an_encoder_reads_what_the_decoder_does_not(cfg):
     model = Pupil(2000, 100)
-    result, records = qa.run(cfg, subject(model))
+    result, records = cfg.qa.run(cfg, subject(model))
     for setting in ("first", "middle", "last"):
         assert cell(result, setting, 4)["em"] == 1
     assert cell(result, "last", 4)["in_decoder"] == [2, 2]
@@ -163,33 +161,33 @@ def test_an_encoder_reads_what_the_decoder_does_not(cfg):
     assert all(r["gold_spans"] == [] for r in last)  # the encoder has it
     assert all(r["gold_spans"] for r in records if r["setting"] == "first")
     assert {len(contexts) for _, contexts in model.calls} == {0, 2}
-    blind, _ = qa.run(cfg, subject(Pupil(2000)))
+    blind, _ = cfg.qa.run(cfg, subject(Pupil(2000)))
     assert cell(blind, "last", 4)["em"] == 1 and cell(blind, "last", 4)["context_tokens"] == [0, 0]
 
 
 def test_a_prompt_that_does_not_fit_is_named_before_anything_is_asked(cfg):
     model = Pupil(2000)
-    _, records = qa.run(cfg, subject(model))
+    _, records = cfg.qa.run(cfg, subject(model))
     widest = max(r["tokens"] for r in records)
     model.calls.clear()
     cfg.qa = replace(cfg.qa, window=widest + 12)
-    qa.run(cfg, subject(model))
+    cfg.qa.run(cfg, subject(model))
     model.calls.clear()
     cfg.qa = replace(cfg.qa, window=widest + 11)
     message = (
         rf"question \w+, \w+ with 4 passages: its prompt of {widest} tokens and 12 for the answer"
     )
     with pytest.raises(UserError, match=message):
-        qa.run(cfg, subject(model))
+        cfg.qa.run(cfg, subject(model))
     assert model.calls == []
     with pytest.raises(UserError, match="exceed the window of 50"):
-        qa.run(SimpleNamespace(qa=replace(cfg.qa, window=None), seed=0), subject(Pupil(50)))
+        replace(cfg.qa, window=None).run(cfg, subject(Pupil(50)))
 
 
 def test_a_passage_wider_than_the_encoder_is_several_contexts(cfg):
     model, whole = Pupil(2000, 20), Pupil(2000, 100)
-    result, _ = qa.run(cfg, subject(model))
-    uncut, _ = qa.run(cfg, subject(whole))
+    result, _ = cfg.qa.run(cfg, subject(model))
+    uncut, _ = cfg.qa.run(cfg, subject(whole))
     for (_, pieces), (_, passages) in zip(model.calls, whole.calls, strict=True):
         assert max(map(len, pieces), default=0) <= 20 and "".join(pieces) == "".join(passages)
         assert len(pieces) == sum(-(-len(p) // 20) for p in passages)
@@ -202,7 +200,7 @@ def test_another_seed_asks_other_questions(cfg):
     asked = []
     for seed in (0, 0, 1):
         cfg.seed = seed
-        asked.append([r["id"] for r in qa.run(cfg, subject(Pupil(2000)))[1]])
+        asked.append([r["id"] for r in cfg.qa.run(cfg, subject(Pupil(2000)))[1]])
     assert asked[0] == asked[1] != asked[2]
 
 

@@ -9,9 +9,9 @@ import pytest
 from longctx import cli
 from longctx.data.store import StoreWriter, tokenizer_sha256
 from longctx.errors import UserError
-from longctx.eval import run
+from longctx.eval import evaluate as run
 from longctx.eval.config import EvalConfig
-from longctx.eval.ruler import NEW_TOKENS
+from longctx.eval.tasks.ruler import NEW_TOKENS
 from longctx.models.load import build_model, load_tokenizer
 from tests.helpers.material import ESSAY, write_material
 

@@ -6,13 +6,11 @@ import pytest
 import torch
 
 from longctx.errors import UserError
-from longctx.eval import short
-from longctx.eval.config_probes import ShortConfig
-from longctx.eval.journal import Journal
+from longctx.eval.tasks import short
 from tests.helpers.fakes import Fake, Memory, characters
 from tests.helpers.reading import subject
 
-OWN = ShortConfig(["continuation"], 6, 150)
+OWN = short.Short(["continuation"], 6, 150)
 
 
 def document(letter: str) -> list[int]:
@@ -65,31 +63,29 @@ def cfg(**changes):
 
 
 def asked(model):
-    found = subject(model, bos=1)
-    found.journal = Journal()
-    return found
+    return subject(model, bos=1)
 
 
 def test_who_looks_is_right_and_who_does_not_guesses(monkeypatch):
-    monkeypatch.setattr(short, "_reading", lambda cfg, subject: reading())
-    result, records = short.run(cfg(), asked(echo()))
+    monkeypatch.setattr(short.Short, "_reading", lambda *_: reading())
+    result, records = cfg().short.run(cfg(), asked(echo()))
     [row] = result["cells"]
     assert (row["score"], row["samples"], row["guessing"]) == (1.0, 6, 0.25)
     assert row["interval"] == pytest.approx([0.6097, 1], abs=1e-4)
     assert [r["index"] for r in records] == list(range(6)) and len(records[0]["losses"]) == 4
     stubborn = Fake(lambda t: torch.arange(128.0).expand(*t.shape, 128))  # likes late letters
-    result, _ = short.run(cfg(samples=40), asked(stubborn))
+    result, _ = cfg(samples=40).short.run(cfg(), asked(stubborn))
     assert 0 < result["cells"][0]["score"] < 0.7
 
 
 def test_a_model_that_knows_nothing_is_not_right(monkeypatch):
     """The right sentence stands first, which is where the least of equal numbers is found."""
-    monkeypatch.setattr(short, "_reading", lambda cfg, subject: reading())
+    monkeypatch.setattr(short.Short, "_reading", lambda *_: reading())
     flat = Fake(lambda tokens: torch.zeros(*tokens.shape, 128))
-    assert short.run(cfg(), asked(flat))[0]["cells"][0]["score"] == 0
+    assert cfg().short.run(cfg(), asked(flat))[0]["cells"][0]["score"] == 0
     broken = Fake(lambda tokens: torch.full((*tokens.shape, 128), torch.nan))
     with pytest.raises(UserError, match=r"short: the model's loss is not finite behind question 0"):
-        short.run(cfg(), asked(broken))
+        cfg().short.run(cfg(), asked(broken))
 
 
 def test_too_little_text_is_told():

@@ -8,14 +8,12 @@ import torch
 from torch import nn
 
 from longctx.errors import UserError
-from longctx.eval import babi
-from longctx.eval.config_probes import BabiConfig
-from longctx.eval.journal import Journal
+from longctx.eval.tasks import babi
 from tests.helpers.fakes import characters
 from tests.helpers.material import write_material
-from tests.helpers.reading import subject
+from tests.helpers.reading import settings, subject
 
-OWN = BabiConfig([1, 2, 3], 10, 3, "essays", 12)
+OWN = babi.Babi([1, 2, 3], 10, 3, "essays", 12)
 
 
 def ask(facts: list[str], question: str) -> str | None:
@@ -91,17 +89,15 @@ class Reader(nn.Module):
 @pytest.fixture
 def cfg(tmp_path):
     own = SimpleNamespace(data=str(write_material(tmp_path)))
-    return SimpleNamespace(babi=OWN, ruler=own, lengths=[4000, 2600], seed=0, held_out=None)
+    return settings(babi=OWN, ruler=own, lengths=[4000, 2600], seed=0, held_out=None)
 
 
 def asked(model):
-    found = subject(model, bos=1)
-    found.journal = Journal()
-    return found
+    return subject(model, bos=1)
 
 
 def test_who_reads_all_is_right_and_who_reads_the_end_is_not(cfg):
-    result, records = babi.run(cfg, asked(Reader()))
+    result, records = cfg.babi.run(cfg, asked(Reader()))
     assert [(c["hops"], c["length"]) for c in result["cells"]] == [
         (hops, length) for length in (2600, 4000) for hops in (1, 2, 3)
     ]
@@ -111,7 +107,7 @@ def test_who_reads_all_is_right_and_who_reads_the_end_is_not(cfg):
         assert record["length"] - 90 < record["tokens"] + 12 <= record["length"]
         assert 1 <= len(record["depths"]) == len(record["evidence"]) <= record["hops"]
         assert all(0 <= depth <= 1 for depth in record["depths"])
-    result, _ = babi.run(cfg, asked(Reader(sees=150)))
+    result, _ = cfg.babi.run(cfg, asked(Reader(sees=150)))
     assert sum(c["score"] for c in result["cells"]) <= 3 < len(result["cells"])
 
 
@@ -120,12 +116,12 @@ def test_who_reads_all_is_right_and_who_reads_the_end_is_not(cfg):
 )
 def test_the_word_alone_on_the_first_line_is_right(cfg, manner, score):
     cfg.babi = replace(OWN, hops=[1], new_tokens=20)
-    result, _ = babi.run(cfg, asked(Reader(manner=manner)))
+    result, _ = cfg.babi.run(cfg, asked(Reader(manner=manner)))
     assert {c["score"] for c in result["cells"]} == {score}
 
 
 def test_the_prompt_has_two_examples_and_facts_in_order(cfg):
-    _, records = babi.run(cfg, asked(Reader()))
+    _, records = cfg.babi.run(cfg, asked(Reader()))
     text = next(r["prompt"] for r in records if r["prompt"] and r["hops"] == 3)
     head, one, two, story = text.split("\n\n")
     assert head == babi.HEAD
@@ -140,7 +136,7 @@ def test_the_prompt_has_two_examples_and_facts_in_order(cfg):
 def test_a_length_without_room_is_named(cfg):
     cfg.lengths = [700]
     with pytest.raises(UserError, match=r"babi: 1 hop, sample 0: its shortest prompt of .* 12 for"):
-        babi.run(cfg, asked(Reader()))
+        cfg.babi.run(cfg, asked(Reader()))
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from longctx.errors import UserError
-from longctx.eval.qa_data import Passage, Question, digest, rank, read
+from longctx.eval.qa_prompts import Passage, Question, digest, rank, read
 
 SQUAD = {
     "version": "v2.0",

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from longctx.errors import UserError
-from longctx.eval.windows import Window, evenly, mean_over, score_windows
+from longctx.eval.scored_windows import Window, evenly, mean_over, score_windows
 from tests.helpers.fakes import Fake, Memory, by_position, position_nll
 
 

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from longctx.errors import UserError
-from longctx.eval import ruler, ruler_length
-from longctx.eval.config_ruler import NEEDLES, RULER_TASKS, RulerConfig
-from longctx.eval.journal import Journal
+from longctx.eval.ruler import scores
+from longctx.eval.tasks import ruler
+from longctx.eval.tasks.ruler import NIAH, RULER_TASKS, Ruler
 from tests.helpers.fakes import characters
 from tests.helpers.material import write_material
 from tests.helpers.reading import subject
@@ -72,20 +72,18 @@ class Solver(nn.Module):
 
 @pytest.fixture
 def cfg(tmp_path):
-    own = RulerConfig(list(RULER_TASKS), str(write_material(tmp_path)), 2, 85.6, False)
+    own = Ruler(list(RULER_TASKS), str(write_material(tmp_path)), 2, 85.6, False)
     return SimpleNamespace(ruler=own, lengths=LENGTHS, seed=0)
 
 
 def asked(model):
-    found = subject(model, bos=65)
-    found.journal = Journal()
-    return found
+    return subject(model, bos=65)
 
 
 def test_a_solver_scores_all_and_who_sees_little_nothing(cfg, monkeypatch):
     """Acceptance 3, and lengths: no prompt passes them or is cut."""
     model = Solver()
-    result, records = ruler.run(cfg, asked(model))
+    result, records = cfg.ruler.run(cfg, asked(model))
     assert {(c["task"], c["length"]) for c in result["cells"]} == {
         (task, length) for task in RULER_TASKS for length in LENGTHS
     }
@@ -99,22 +97,22 @@ def test_a_solver_scores_all_and_who_sees_little_nothing(cfg, monkeypatch):
     for cell in result["cells"]:
         low, high = cell["tokens"]
         assert high + cell["new_tokens"] <= cell["length"], cell
-        if cell["task"] in NEEDLES:
+        if cell["task"] in NIAH:
             assert low + cell["new_tokens"] > cell["length"] - 200, cell
         assert cell["samples"] == 2 and cell["empty"] == 0
     assert {r["tokens"] for r in records} == set(map(len, model.read))
-    monkeypatch.setattr(ruler_length, "ENOUGH", 2)
-    assert ruler_length.effective(result).length == 9000
+    monkeypatch.setattr(scores, "ENOUGH", 2)
+    assert scores.effective(result).length == 9000
     few = replace(cfg.ruler, tasks=["niah_single_1", "niah_multiquery", "vt", "qa_1"])
     blind = SimpleNamespace(ruler=few, lengths=LENGTHS, seed=0)
-    result, records = ruler.run(blind, asked(Solver(sees=300)))
+    result, records = few.run(blind, asked(Solver(sees=300)))
     assert sum(r["score"] for r in records) <= 1
     assert result["effective_length"] == 0 and result["effective_range"] == [0, 0]
 
 
 def test_needles_are_where_the_record_says(cfg):
     cfg.ruler = replace(cfg.ruler, tasks=["niah_multivalue", "vt", "qa_2"], samples=3)
-    _, records = ruler.run(cfg, asked(Solver()))
+    _, records = cfg.ruler.run(cfg, asked(Solver()))
     for record in records:
         if record["index"] == 0:
             pieces = [record["prompt"][start:stop] for start, stop in record["evidence"]]
@@ -126,20 +124,20 @@ def test_needles_are_where_the_record_says(cfg):
 
 def test_the_seed_and_nothing_else_fixes_the_prompts(cfg):
     cfg.ruler = replace(cfg.ruler, tasks=["niah_single_2", "cwe"], samples=1)
-    first, again = ruler.run(cfg, asked(Solver()))[1], ruler.run(cfg, asked(Solver()))[1]
+    first, again = cfg.ruler.run(cfg, asked(Solver()))[1], cfg.ruler.run(cfg, asked(Solver()))[1]
     assert first == again
     cfg.ruler = replace(cfg.ruler, tasks=["cwe"], samples=2)
-    assert ruler.run(cfg, asked(Solver()))[1][0] == first[1]
+    assert cfg.ruler.run(cfg, asked(Solver()))[1][0] == first[1]
     cfg.seed = 1
-    assert ruler.run(cfg, asked(Solver()))[1][0]["answers"] != first[1]["answers"]
+    assert cfg.ruler.run(cfg, asked(Solver()))[1][0]["answers"] != first[1]["answers"]
 
 
 def test_scores_are_nvidia_s():
     """`string_match_all` and `string_match_part` of its constants.py."""
-    assert ruler.match_all("The Cat, a dog", ["cat", "DOG", "hen"]) == pytest.approx(2 / 3)
-    assert ruler.match_all("12345", ["234"]) == 1  # within a word too
-    assert ruler.match_part("a dog", ["cat", "Dog"]) == 1 and ruler.match_part("", ["x"]) == 0
-    assert {task for task in RULER_TASKS if ruler.SCORES[task] is ruler.match_part} == {
+    assert scores.match_all("The Cat, a dog", ["cat", "DOG", "hen"]) == pytest.approx(2 / 3)
+    assert scores.match_all("12345", ["234"]) == 1  # within a word too
+    assert scores.match_part("a dog", ["cat", "Dog"]) == 1 and scores.match_part("", ["x"]) == 0
+    assert {task for task in RULER_TASKS if ruler.SCORES[task] is scores.match_part} == {
         "qa_1",
         "qa_2",
     }
@@ -149,19 +147,21 @@ def test_scores_are_nvidia_s():
 
 def test_weighted_means():
     averages = [{"length": n, "score": s} for n, s in ((8, 0.5), (4, 1.0), (16, 0.0))]
-    assert ruler.weighted(averages, rising=True) == pytest.approx((1 + 2 * 0.5) / 6)
-    assert ruler.weighted(averages, rising=False) == pytest.approx((3 + 2 * 0.5) / 6)
+    assert scores.weighted(averages, rising=True) == pytest.approx((1 + 2 * 0.5) / 6)
+    assert scores.weighted(averages, rising=False) == pytest.approx((3 + 2 * 0.5) / 6)
 
 
 def test_intervals_of_an_average():
-    one = ruler.row("vt", 4, [{"score": s, "tokens": 1, "prediction": "x"} for s in (0, 1, 0, 1)])
+    one = scores.row(
+        "vt", 4, [{"score": s, "tokens": 1, "prediction": "x"} for s in (0, 1, 0, 1)], 8
+    )
     assert one["score"] == 0.5 and one["variance"] == pytest.approx(1 / 12)
     assert one["interval"] == pytest.approx([0.15, 0.85], abs=1e-3)  # Wilson, 2 of 4
     sure = {"length": 4, "score": 1.0, "variance": 0.0}
-    both = ruler.average([one, sure], 4)
+    both = scores.average([one, sure], 4)
     half = 1.959964 * (1 / 12) ** 0.5 / 2
-    right = ruler.row("vt", 4, [{"score": 1.0, "tokens": 1, "prediction": "x"}] * 5)
-    low, high = ruler.average([right, right], 4)["interval"]  # five right ones are no certainty
+    right = scores.row("vt", 4, [{"score": 1.0, "tokens": 1, "prediction": "x"}] * 5, 8)
+    low, high = scores.average([right, right], 4)["interval"]  # five right ones are no certainty
     assert low == pytest.approx(1 - (1 - right["interval"][0]) / 2 / 2**0.5) and high == 1
     assert both["score"] == 0.75 and both["interval"] == pytest.approx([0.75 - half, 1.0])
 
@@ -170,7 +170,7 @@ def test_a_length_without_room_is_named_before_anything_is_asked(cfg):
     model = Solver()
     cfg.lengths = [9000, 800]
     with pytest.raises(UserError, match=r"ruler: vt, sample 0: its shortest prompt of .*=800: a l"):
-        ruler.run(cfg, asked(model))
+        cfg.ruler.run(cfg, asked(model))
     assert model.read == []
 
 
@@ -192,6 +192,6 @@ def test_bad_settings(cfg, change, message):
 def test_a_missing_file_is_told_by_what_needs_it(cfg):
     own = replace(cfg.ruler, data="no/such/place", tasks=["qa_1"])
     with pytest.raises(UserError, match=r"ruler.data=no/such/place has no squad.json"):
-        ruler.inputs(SimpleNamespace(ruler=own, seed=0))
+        own.inputs(cfg)
     nothing = replace(own, tasks=["vt", "fwe"])
-    assert ruler.inputs(SimpleNamespace(ruler=nothing, seed=3))["seed"] == 3
+    assert nothing.inputs(SimpleNamespace(seed=3))["seed"] == 3

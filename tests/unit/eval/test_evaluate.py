@@ -12,17 +12,24 @@ from longctx import cli
 from longctx.config import ModelConfig, RopeConfig
 from longctx.data.store import StoreWriter, tokenizer_sha256
 from longctx.errors import UserError
-from longctx.eval import passkey, run, subject
-from longctx.eval.config import EvalConfig, KMaxConfig, PasskeyConfig, PerplexityConfig
-from longctx.eval.config_contexts import ContextsConfig, QaConfig, RetrievalConfig
-from longctx.eval.config_template import TemplateConfig
+from longctx.eval import evaluate as run
+from longctx.eval import quiz
+from longctx.eval.config import EvalConfig, found_tasks
 from longctx.eval.provenance import identity
+from longctx.eval.tasks.contexts import Contexts
+from longctx.eval.tasks.k_max import KMax
+from longctx.eval.tasks.passkey import Passkey
+from longctx.eval.tasks.perplexity import Perplexity
+from longctx.eval.tasks.qa import Qa
+from longctx.eval.tasks.retrieval_perplexity import RetrievalPerplexity
+from longctx.eval.tasks.template import Template
+from longctx.models import load
 from longctx.models.load import build_model
 
 TOKENIZER = Path(__file__).resolve().parents[3] / "assets" / "lab-llama"
-CONTEXTS = ContextsConfig(["cepe_tail_matched"], [0, 2], 32, 64, 32, True, 2, None)
-RETRIEVAL = RetrievalConfig(None, [0, 2], [2], 32, 64, 32, 1.0, 2, None)
-QA = QaConfig(None, "bm25", [2], ["retrieved"], 1, 1, 2, 3, 400)
+CONTEXTS = Contexts(["cepe_tail_matched"], [0, 2], 32, 64, 32, True, 2, None)
+RETRIEVAL = RetrievalPerplexity(None, [0, 2], [2], 32, 64, 32, 1.0, 2, None)
+QA = Qa(None, "bm25", [2], ["retrieved"], 1, 1, 2, 3, 400)
 ARCHITECTURE = {
     "model_type": "llama",
     "vocab_size": 4096,
@@ -87,15 +94,15 @@ def cfg(made, tmp_path):
         samples=2,
         batch_tokens=1024,
         seed=0,
-        perplexity=PerplexityConfig(
+        perplexity=Perplexity(
             ["sliding_new_tokens", "single_pass_buckets", "token_matched"], 32, 32, 2, None, None
         ),
-        passkey=PasskeyConfig([0.0, 1.0], "teacher_forced"),
-        k_max=KMaxConfig(4, 0.2, "teacher_forced"),
+        passkey=Passkey([0.0, 1.0], "teacher_forced"),
+        k_max=KMax(4, 0.2, "teacher_forced"),
         contexts=CONTEXTS,
         retrieval_perplexity=RETRIEVAL,
         qa=replace(QA, data=str(made / "qa.json")),
-        template=TemplateConfig(["key"], [0], 32, 1, 4),
+        template=Template(["key"], [0], 32, 1, 4),
     )
 
 
@@ -104,16 +111,15 @@ def calls(monkeypatch):
     """Names of the tasks that were computed."""
     seen = []
 
-    def counted(task):
-        inner = run.RUN[task]
-
+    def counted(name, inner):
         def wrapper(*args):
-            seen.append(task)
+            seen.append(name)
             return inner(*args)
 
         return wrapper
 
-    monkeypatch.setattr(run, "RUN", {task: counted(task) for task in run.RUN})
+    for name, kind in found_tasks().items():
+        monkeypatch.setattr(kind, "run", counted(name, kind.run))
     return seen
 
 
@@ -135,7 +141,7 @@ def test_all_tasks_are_stored_and_kept(cfg, calls, monkeypatch):
     assert len(lines(cfg)) == 2 * 2 * 2 + 4 * 2
     assert "tiny" in report
 
-    monkeypatch.setattr(subject, "load_model", None)  # nothing to compute: no model is loaded
+    monkeypatch.setattr(load, "load_model", None)  # nothing to compute: no model is loaded
     again, text = run.evaluate(cfg)
     assert calls == cfg.tasks and text == report
     assert again["tasks"] == results["tasks"] and len(lines(cfg)) == 16
@@ -169,7 +175,7 @@ def test_tasks_that_read_contexts(cfg, calls):
 
 def test_only_what_changed_is_computed_again(cfg, calls):
     run.evaluate(replace(cfg, tasks=["passkey", "k_max"]))
-    run.evaluate(replace(cfg, tasks=["passkey", "k_max"], passkey=PasskeyConfig([0.5], "generate")))
+    run.evaluate(replace(cfg, tasks=["passkey", "k_max"], passkey=Passkey([0.5], "generate")))
     assert calls == ["passkey", "k_max", "passkey"]
     found = lines(cfg)
     assert len(found) == 2 * 2 + 4 * 2
@@ -272,7 +278,7 @@ def test_earlier_results_alone_are_joined_without_a_model(cfg, tmp_path, monkeyp
         ({"tasks": ["qa"], "parallel_sp": 2}, r"parallel_sp=2: tasks=\[qa\] decodes"),
         (
             {"model": ModelConfig("tiny", "{made}/model", {}, "{made}/other")},
-            "other is not the tokenizer that .*model brings along",
+            "other is not the tokenizer that .*model comes with",
         ),
         ({"device": "cuda:99"}, "device=cuda:99"),
         ({"model": ModelConfig("no", "{made}/no", {}, "{made}/model")}, "no"),
@@ -285,9 +291,9 @@ def test_bad_input_is_one_line_and_writes_nothing(cfg, made, change, message):
             return value.format(made=made)
         if isinstance(value, ModelConfig) and value.path:
             return replace(value, path=here(value.path), tokenizer=here(value.tokenizer))
-        if isinstance(value, QaConfig):
+        if isinstance(value, Qa):
             return replace(value, data=here(value.data))
-        if isinstance(value, RetrievalConfig):
+        if isinstance(value, RetrievalPerplexity):
             return replace(value, store=here(value.store))
         return [here(v) for v in value] if isinstance(value, list) else value
 
@@ -305,7 +311,7 @@ def test_a_killed_evaluation_goes_on_at_the_next_sample(cfg, monkeypatch):
     """Bit for bit as if nothing had happened, and no prompt is answered twice."""
     own = replace(cfg, tasks=["perplexity", "passkey"], batch_tokens=512, samples=4)
     whole, _ = run.evaluate(replace(own, out=own.out + "2"))
-    answer, asked = passkey._teacher_forced, []
+    answer, asked = quiz._teacher_forced, []
 
     def dying(model, batch):
         if len(asked) == 3:
@@ -313,7 +319,7 @@ def test_a_killed_evaluation_goes_on_at_the_next_sample(cfg, monkeypatch):
         asked.append([t.prompt.key for t in batch])
         return answer(model, batch)
 
-    monkeypatch.setattr(passkey, "_teacher_forced", dying)
+    monkeypatch.setattr(quiz, "_teacher_forced", dying)
     with pytest.raises(Killed):
         run.evaluate(own)
     assert len(list((Path(own.out) / "journal").iterdir())) == 1
@@ -321,7 +327,7 @@ def test_a_killed_evaluation_goes_on_at_the_next_sample(cfg, monkeypatch):
         run.evaluate(own)  # the next prompt, and no earlier one, is what dies now
     before = len(asked)
     monkeypatch.setattr(
-        passkey,
+        quiz,
         "_teacher_forced",
         lambda m, b: asked.append([t.prompt.key for t in b]) or answer(m, b),
     )

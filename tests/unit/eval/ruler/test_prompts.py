@@ -10,17 +10,17 @@ from random import Random
 import pytest
 
 from longctx.errors import UserError
-from longctx.eval.ruler import frequent_words
-from longctx.eval.ruler_data import ESSAYS, HOTPOT, SQUAD, Material, sentences
-from longctx.eval.ruler_qa import Documents
-from longctx.eval.ruler_text import (
+from longctx.eval.ruler.material import ESSAYS, HOTPOT, SQUAD, Material, sentences
+from longctx.eval.ruler.prompts import (
     NOISE,
     CommonWords,
+    Documents,
     FrequentWords,
     Niah,
     Variables,
     variables,
 )
+from longctx.eval.tasks.ruler import frequent_words
 from tests.helpers.material import ADJECTIVES, ESSAY, NOUNS, write_material
 
 WORDS = [f"w{i:02}" for i in range(60)]

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from longctx.data.passkey_text import Passkey
-from longctx.eval.passkey import Quiz, Trial, effective_window, k_max, passkey, run_trials
+from longctx.eval.quiz import Quiz, Trial, grid, run_trials
 from tests.helpers.fakes import characters, copier, noise
 
 
@@ -11,53 +11,23 @@ def quiz(model, samples=2, mode="teacher_forced", batch_tokens=4096):
 
 
 def test_a_copier_scores_all_and_noise_nothing():
-    result, samples = passkey(quiz(copier()), [400, 700], [0, 0.5, 1])
+    result, samples = grid(quiz(copier()), [400, 700], [0, 0.5, 1], task="passkey")
     assert [c["rate"] for c in result["cells"]] == [1.0] * 6 and result["mean"] == 1
     assert [(c["length"], c["depth"]) for c in result["cells"]][:2] == [(400, 0), (400, 0.5)]
     assert len(samples) == 12
     for sample in samples:
         assert sample["predicted"] == characters(f" {sample['key']}") and sample["correct"]
         assert sample["length"] - 30 < sample["tokens"] <= sample["length"]
-    result, samples = passkey(quiz(noise()), [400, 700], [0, 0.5, 1])
+    result, samples = grid(quiz(noise()), [400, 700], [0, 0.5, 1], task="passkey")
     assert result["mean"] == 0 and not any(s["correct"] for s in samples)
 
 
 def test_batches_do_not_change_the_answers():
-    together, _ = passkey(quiz(copier(300)), [400, 500], [0, 0.5, 1])
+    together, _ = grid(quiz(copier(300)), [400, 500], [0, 0.5, 1], task="passkey")
     model = copier(300)
-    alone, _ = passkey(quiz(model, batch_tokens=1), [400, 500], [0, 0.5, 1])
+    alone, _ = grid(quiz(model, batch_tokens=1), [400, 500], [0, 0.5, 1], task="passkey")
     assert alone == together and 0 < alone["mean"] < 1
     assert {shape[0] for shape in model.shapes} == {1}
-
-
-@pytest.mark.parametrize("sees", [336, 592])
-def test_k_max_of_a_model_that_sees_the_last_m_tokens_is_m(sees):
-    """Acceptance 2, with distances 64 apart: the largest tested one within m."""
-    result, samples = effective_window(quiz(copier(sees)), 1024, 16, 0.2)
-    assert result["k_max"] == sees // 64 * 64
-    assert [c["k"] for c in result["cells"]] == [64 * i for i in range(1, 17)]
-    assert all(900 < s["tokens"] <= 1024 for s in samples)
-
-
-@pytest.mark.parametrize(
-    ("rates", "window"),
-    [
-        ([1, 1, 1, 1], 400),
-        ([1, 0.2, 0.2, 0.19], 300),
-        ([1, 0.1, 1, 1], 100),  # one dip ends it: PI's 7B-32k printed 18,432 once
-        ([0.1, 1, 1, 1], 0),
-    ],
-)
-def test_k_max_rule(rates, window):
-    assert k_max([100, 200, 300, 400], rates, 0.2) == window
-    assert k_max([400, 300, 200, 100], rates[::-1], 0.2) == window
-
-
-def test_k_max_dip_of_the_paper():
-    distances = [32768 * i // 32 for i in range(1, 33)]
-    assert k_max(distances, [1.0] * 32, 0.2) == 32768
-    dip = [1.0] * 18 + [0.1] + [1.0] * 13
-    assert k_max(distances, dip, 0.2) == 18432
 
 
 def test_a_prompt_longer_than_asked_is_refused():
