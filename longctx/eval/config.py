@@ -6,7 +6,7 @@ from pkgutil import iter_modules
 from typing import TypeVar
 
 from longctx.eval import tasks
-from longctx.eval.settings import Evaluation
+from longctx.eval.evaluation import Evaluation
 from longctx.eval.task import Task
 
 T = TypeVar("T")

@@ -10,11 +10,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from longctx.eval.evaluation import Evaluation
 from longctx.eval.journal import Journal
 from longctx.eval.provenance import digest, facts, identity, label, made
 from longctx.eval.report import write_report
 from longctx.eval.results import RESULTS, Results, read_results, write_atomically, write_results
-from longctx.eval.settings import Evaluation
 from longctx.eval.subject import Subject, require_own_tokenizer
 from longctx.eval.task import Sample
 from longctx.models.device import device_for

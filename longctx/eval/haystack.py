@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from longctx.errors import UserError
+from longctx.eval.evaluation import Evaluation
 from longctx.eval.ruler.material import ESSAYS, Material, sentences
 from longctx.eval.scored_windows import Documents, choose_documents
-from longctx.eval.settings import Evaluation
 from longctx.eval.subject import Subject, digest_of, open_store
 
 KINDS = ("held_out", "essays")

@@ -14,8 +14,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from longctx.eval.evaluation import Evaluation
 from longctx.eval.results import Results
-from longctx.eval.settings import Evaluation
 from longctx.eval.subject import Subject, device_name, tokenizer_hash
 from longctx.models.device import device_for, dtype_for
 from longctx.models.export.restore import RECORD

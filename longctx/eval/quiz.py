@@ -16,9 +16,9 @@ from longctx.config.typed import choice
 from longctx.data.passkey_text import Encode, Passkey, build
 from longctx.errors import UserError
 from longctx.eval.answers import wilson
+from longctx.eval.evaluation import Evaluation
 from longctx.eval.journal import Journal
 from longctx.eval.score import argmax_tokens, evaluating, greedy
-from longctx.eval.settings import Evaluation
 from longctx.eval.subject import Subject
 from longctx.eval.task import Sample
 

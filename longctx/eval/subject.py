@@ -14,8 +14,8 @@ import torch
 
 from longctx.data.store import DEFINING, Store, tokenizer_sha256
 from longctx.errors import UserError
+from longctx.eval.evaluation import Evaluation
 from longctx.eval.journal import Journal
-from longctx.eval.settings import Evaluation
 from longctx.models.device import device_for, dtype_for
 from longctx.parallel.mesh import Mesh
 

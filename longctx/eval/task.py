@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from longctx.eval.evaluation import Evaluation
 from longctx.eval.headline import Column
 from longctx.eval.results import FACTS, Results
-from longctx.eval.settings import Evaluation
 from longctx.eval.subject import Subject, digest_of, open_store
 
 Sample = dict[str, Any]

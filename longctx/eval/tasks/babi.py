@@ -19,11 +19,11 @@ from longctx.config.typed import choice, positive
 from longctx.errors import UserError
 from longctx.eval.answers import exact, wilson
 from longctx.eval.ask import Cell, Prompt, Reader, is_of
+from longctx.eval.evaluation import Evaluation, distinct
 from longctx.eval.figures import GREY, SIZE, legend, look, new_axes, save
 from longctx.eval.haystack import KINDS, Haystack, haystack, identity
 from longctx.eval.headline import Column, Value, at_lengths, bounded, cells_of, mean
 from longctx.eval.results import Results, result_of
-from longctx.eval.settings import Evaluation, distinct
 from longctx.eval.subject import Subject
 from longctx.eval.tables import image, percent, table, token_range
 from longctx.eval.task import Found, Sample, Task, TaskResult

@@ -23,6 +23,7 @@ from torch import nn
 from longctx.config.typed import choice, positive
 from longctx.data.store import Store
 from longctx.errors import UserError
+from longctx.eval.evaluation import Evaluation, distinct
 from longctx.eval.figures import legend, perplexity_by, save
 from longctx.eval.headline import Column, gain, nats, shared
 from longctx.eval.journal import Journal
@@ -38,7 +39,6 @@ from longctx.eval.scored_windows import (
     mean_over,
     score_windows,
 )
-from longctx.eval.settings import Evaluation, distinct
 from longctx.eval.subject import Subject, digest_of, open_store
 from longctx.eval.tables import gain_cell, image, table
 from longctx.eval.task import Found, Sample, Task, TaskResult

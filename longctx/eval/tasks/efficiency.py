@@ -19,11 +19,11 @@ from torch import Tensor
 
 from longctx.config.typed import positive
 from longctx.errors import UserError
+from longctx.eval.evaluation import Evaluation
 from longctx.eval.figures import legend, length_axis, look, new_row, save
 from longctx.eval.headline import Column, cells_of, certain, count, shared
 from longctx.eval.results import Results, result_of
 from longctx.eval.score import context_window, device_of, evaluating, has_encoder
-from longctx.eval.settings import Evaluation
 from longctx.eval.subject import Subject, device_name
 from longctx.eval.tables import image, table
 from longctx.eval.task import Found, Task, TaskResult

@@ -9,11 +9,11 @@ from typing import Any, ClassVar
 from longctx.config.typed import positive
 from longctx.data.passkey_text import build_at_distance
 from longctx.errors import UserError
+from longctx.eval.evaluation import Evaluation
 from longctx.eval.figures import GREY, SIZE, legend, look, new_axes, save, window_lines
 from longctx.eval.headline import Column, certain, count
 from longctx.eval.quiz import Quiz, Trial, check_mode, quiz_of, rate, run_trials
 from longctx.eval.results import Results, result_of
-from longctx.eval.settings import Evaluation
 from longctx.eval.subject import Subject
 from longctx.eval.tables import image, table
 from longctx.eval.task import Found, Sample, Task, TaskResult

@@ -19,12 +19,12 @@ from longctx.config.typed import choice, positive
 from longctx.data.passkey_text import Encode, Passkey
 from longctx.errors import UserError
 from longctx.eval.ask import largest
+from longctx.eval.evaluation import Evaluation
 from longctx.eval.figures import WINDOWS, depth_maps
 from longctx.eval.haystack import KINDS, Haystack, haystack, identity, require_sentences
 from longctx.eval.headline import Column, at_lengths, cells_of, share
 from longctx.eval.quiz import MODES, check_depths, check_mode, found_at, grid, quiz_of
 from longctx.eval.results import Results
-from longctx.eval.settings import Evaluation
 from longctx.eval.subject import Subject, check_vocabulary
 from longctx.eval.tables import image, percent, table, token_range
 from longctx.eval.task import Found, Task, TaskResult

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from longctx.eval.answers import wilson
+from longctx.eval.evaluation import Evaluation
 from longctx.eval.figures import WINDOWS, depth_maps
 from longctx.eval.headline import Column, at_lengths, cells_of, share
 from longctx.eval.quiz import MODES, check_depths, check_mode, found_at, grid, quiz_of
 from longctx.eval.results import Results
-from longctx.eval.settings import Evaluation
 from longctx.eval.subject import Subject
 from longctx.eval.tables import image, length_table, percent
 from longctx.eval.task import Found, Task, TaskResult

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from longctx.config.typed import choice, positive
 from longctx.data.store import Store
 from longctx.errors import UserError
+from longctx.eval.evaluation import Evaluation
 from longctx.eval.figures import (
     SIZE,
     legend,
@@ -27,7 +28,6 @@ from longctx.eval.protocols import (
 )
 from longctx.eval.results import Results, protocols_of
 from longctx.eval.scored_windows import choose_documents
-from longctx.eval.settings import Evaluation
 from longctx.eval.subject import Subject, digest_of, open_store
 from longctx.eval.tables import image, length_table, plus_minus
 from longctx.eval.task import Found, Task, TaskResult

@@ -17,12 +17,12 @@ import numpy as np
 from longctx.config.typed import choice, positive
 from longctx.errors import UserError
 from longctx.eval.answers import contained, exact, f1, interval, wilson
+from longctx.eval.evaluation import Evaluation, distinct
 from longctx.eval.figures import SIZE, legend, look, new_axes, save
 from longctx.eval.headline import Column, bounded, cells_of, shared
 from longctx.eval.qa_prompts import Pool, Prompt, Question, Ranked, Writer, digest, rank, read
 from longctx.eval.results import Results, result_of
 from longctx.eval.score import context_window, evaluating, greedy, has_encoder
-from longctx.eval.settings import Evaluation, distinct
 from longctx.eval.subject import Subject
 from longctx.eval.tables import image, percent, table
 from longctx.eval.task import Found, Sample, Task, TaskResult

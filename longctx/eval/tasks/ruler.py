@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 from longctx.config.typed import choice, positive
 from longctx.errors import UserError
 from longctx.eval.ask import Cell, Reader, Source, is_of
+from longctx.eval.evaluation import Evaluation
 from longctx.eval.figures import (
     WINDOWS,
     colour_scale,
@@ -46,7 +47,6 @@ from longctx.eval.ruler.scores import (
     row,
     weighted,
 )
-from longctx.eval.settings import Evaluation
 from longctx.eval.subject import Subject
 from longctx.eval.tables import image, percent, table, token_range
 from longctx.eval.task import Found, Sample, Task, TaskResult

@@ -21,12 +21,12 @@ from longctx.config.typed import choice, positive
 from longctx.errors import UserError
 from longctx.eval import harness
 from longctx.eval.answers import wilson
+from longctx.eval.evaluation import Evaluation
 from longctx.eval.headline import Column, Value, bounded, cells_of, mean
 from longctx.eval.results import Results
 from longctx.eval.ruler.material import sentences
 from longctx.eval.score import token_nll
 from longctx.eval.scored_windows import Documents
-from longctx.eval.settings import Evaluation
 from longctx.eval.subject import Subject, check_vocabulary, open_store
 from longctx.eval.tables import percent, table
 from longctx.eval.task import Found, Sample, Task, TaskResult

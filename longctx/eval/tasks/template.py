@@ -20,10 +20,10 @@ from longctx.data.instructions import KINDS, Instruction, instructions, reply
 from longctx.data.store import Store
 from longctx.errors import UserError
 from longctx.eval.answers import wilson
+from longctx.eval.evaluation import Evaluation, distinct
 from longctx.eval.headline import Column, bounded, cells_of, shared
 from longctx.eval.results import Results
 from longctx.eval.score import context_window, evaluating, greedy, has_encoder
-from longctx.eval.settings import Evaluation, distinct
 from longctx.eval.subject import Subject, open_store
 from longctx.eval.tables import percent, table
 from longctx.eval.task import Found, Sample, Task, TaskResult
