@@ -1,50 +1,25 @@
-"""LongGen: golden block rows, what may be evicted, layers and their reach, sizes, bad input."""
-
-import itertools
+"""LongGen: golden block rows, how calls are cut, layers and their reach, sizes, bad input."""
 
 import pytest
 import torch
-from torch import nn
 
 from longctx.attention import longgen_blocks
 from longctx.attention.full import Full
 from longctx.attention.longgen_blocks import LongGenBlocks
 from longctx.attention.longgen_window import LongGenWindow
-from longctx.attention.ops import evicted as evicted_ops
-from longctx.attention.ops import full_layers, oracle, parts, sinks_window
+from longctx.attention.ops import full_layers, parts, sinks_window
 from longctx.errors import UserError
 from longctx.models import load
-from tests.helpers.methods import INV_FREQ, POSITIONS, B, D, S, call, compare, inputs
+from tests.helpers.methods import POSITIONS, S, call, compare, inputs, live_pairs
 
 TOY = LongGenBlocks(block_size=1, local_blocks=2, stride=4).for_layers(3, 4, 2)
 TOY_FROM_1 = LongGenBlocks(block_size=1, local_blocks=2, stride=4, offset=1).for_layers(3, 4, 2)
-PATTERNS = {
-    "window": LongGenWindow(3, 7),
-    "window without sinks": LongGenWindow(0, 5),
-    "window of one": LongGenWindow(2, 1),
-    "blocks": LongGenBlocks(3, 3, 4),
-    "blocks from 1": LongGenBlocks(4, 2, 8, offset=1),
-    "blocks of one": LongGenBlocks(2, 1, 5),
-    "blocks, fewer strides than heads": LongGenBlocks(2, 2, 3, offset=2),
-    "blocks alike": LongGenBlocks(3, 2, 2, heads_share=True),
-}
-
-
-def pattern(name, heads=4, key_heads=4):
-    return PATTERNS[name].for_layers(3, heads, key_heads)
-
-
-def seen(method, length, heads=4, layer=0):
-    """`[heads length length]`, which pairs attend."""
-    i, j = torch.arange(length)[:, None], torch.arange(length)[None]
-    live, _ = method.definition(i, j, layer, torch.arange(heads)[:, None, None])
-    return live.expand(heads, length, length)
 
 
 def blocks_of(method, row, key_head):
     """Key blocks that some query of block `row` sees; two query heads share a key head."""
     size = method.block_size
-    live = seen(method, 10 * size)[2 * key_head, row * size : (row + 1) * size].any(0)
+    live = live_pairs(method, 10 * size, 0)[2 * key_head, row * size : (row + 1) * size].any(0)
     return live.view(-1, size).any(1).nonzero()[:, 0].tolist()
 
 
@@ -70,70 +45,9 @@ def test_rows_of_the_public_kernel(size, offset, row, first, second):
 
 @pytest.mark.parametrize("method", [TOY, TOY_FROM_1])
 def test_heads_that_share_keys_share_the_pattern(method):
-    live = seen(method, 40)
+    live = live_pairs(method, 40, 0)
     assert torch.equal(live[0], live[1]) and torch.equal(live[2], live[3])
     assert not torch.equal(live[0], live[2])
-
-
-def only_shrinks(live):
-    """Whether no query needs a key that an earlier one could see and did not need any more.
-
-    Args:
-        live: `[heads n n]`.
-    """
-    later = live.flip(1).cummax(1).values.flip(1)  # some query from here on needs it
-    needed = live | ~torch.ones_like(live[0]).tril()
-    return bool((needed >= later).all())
-
-
-@pytest.mark.parametrize("name", PATTERNS)
-def test_what_is_not_needed_once_is_never_needed_again(name):
-    assert only_shrinks(seen(pattern(name), 60))
-
-
-def test_a_stride_relative_to_the_query_would_need_keys_again():
-    i, j = torch.arange(60)[:, None] // 3, torch.arange(60)[None] // 3
-    relative = ((i - j < 3) | ((i - j) % 4 == 0)) & torch.ones(60, 60, dtype=torch.bool).tril()
-    assert not only_shrinks(relative[None])
-
-
-@pytest.mark.parametrize("name", PATTERNS)
-def test_kept_positions_are_what_later_queries_need(name):
-    method, length, heads = pattern(name), 70, torch.arange(4)
-    live = seen(method, length)
-    for past in range(1, 46):
-        kept = method.kept_positions(torch.tensor([past]), heads).expand(1, 4, -1)[0]
-        assert kept.shape[1] == method.kept_tokens(past) <= past
-        for head in range(4):
-            needed = live[head, past:, :past].any(0).nonzero()[:, 0].tolist()
-            held = [p for p in kept[head].tolist() if p >= 0]
-            assert held == sorted(held) and (kept[head] < 0).sum() == len(kept[head]) - len(held)
-            assert (kept[head].diff()[kept[head].diff() != 0] > 0).all()
-            spare = set(held) - set(needed)  # the oldest of a window, which a ring overwrites
-            assert set(needed) <= set(held) and len(spare) <= (1 if "window" in name else 0)
-
-
-@pytest.mark.parametrize("name", PATTERNS)
-def test_kept_tokens_fit_rows_of_any_length(name):
-    """The row with the most tokens need not be the one that keeps the most."""
-    method, past = pattern(name), torch.arange(1, 60)
-    kept = method.kept_positions(past, torch.arange(4))
-    for row, count in enumerate(past.tolist()):
-        alone = method.kept_positions(past[row : row + 1], torch.arange(4))[0]
-        assert torch.equal(kept[row, :, kept.shape[2] - alone.shape[1] :], alone)
-        assert (kept[row, :, : kept.shape[2] - alone.shape[1]] == -1).all()
-        assert method.kept_tokens(count) <= kept.shape[2]
-
-
-@pytest.mark.parametrize("key_heads", [1, 2, 4])
-@pytest.mark.parametrize("name", PATTERNS)
-def test_counts_of_seen_keys_are_those_of_the_definition(name, key_heads):
-    method = pattern(name, 4, key_heads)
-    for length in (1, 7, 40, 131):
-        count = seen(method, length).double().sum(2).mean(0)
-        assert torch.equal(method.seen(torch.arange(length), 0).double(), count)
-    rows = torch.tensor([[3, 60], [17, 0]])  # any shape, as positions of a batch have it
-    assert torch.equal(method.seen(rows, 0).double(), count[rows])
 
 
 # --- the fast path --------------------------------------------------------------------------------
@@ -198,109 +112,6 @@ def test_full_layers_are_full_attention_bit_for_bit():
     for new in (S, 5, 1):
         tensors = (q[:, :, S - new :], k, v, POSITIONS["packed" if new == S else "one document"])
         assert torch.equal(call(method, *tensors), call(Full(), *tensors))
-
-
-def test_only_some_heads_of_a_model():
-    """A rank of a sequence-parallel group holds some heads, and says which."""
-    q, k, v = inputs(4, 4)
-    method = LongGenBlocks(2, 3, 4).for_layers(3, 4, 4)
-    layer = nn.Module()
-    layer.layer_idx = 0
-    for new in (S, 6):
-        own = POSITIONS["one row of positions"][:, S - new :]
-        whole = method.attend(layer, q[:, :, S - new :], k, v, None, position_ids=own)[0]
-        some = [x[:, 2:] for x in (q[:, :, S - new :], k, v)]
-        heads = torch.tensor([2, 3])
-        part = method.attend(layer, *some, None, position_ids=own, key_heads=heads)[0]
-        torch.testing.assert_close(part, whole[:, :, 2:], rtol=0, atol=1e-14)
-        with pytest.raises(UserError, match="which ones"):
-            method.attend(layer, *some, None, position_ids=own)
-
-
-# --- a cache that has evicted ---------------------------------------------------------------------
-
-
-def evicted(method, k, past):
-    """What a cache returns of `past` `[b]` tokens and keys `[b hk n d]` in true order."""
-    where = method.kept_positions(past, torch.arange(k.shape[1])).expand(len(k), k.shape[1], -1)
-    held = k.gather(2, where.clamp(min=0)[..., None].expand(-1, -1, -1, D))
-    return held.masked_fill(where[..., None] < 0, 1e4)  # arbitrary, and felt if it is read
-
-
-@pytest.mark.parametrize("name", PATTERNS)
-def test_appends_to_an_evicting_cache_are_rows_of_one_prefill(name):
-    q, k, v = inputs(4, 2)
-    method, positions = pattern(name, 4, 2), POSITIONS["one document"]
-    whole = call(method, q, k, v, positions)
-    layer = nn.Module()
-    for layer.layer_idx, new in ((0, 1), (2, 1), (0, 2), (2, 13)):
-        for past in range(1, S - new + 1, 1 if new == 1 else 3):
-            own = slice(past, past + new)
-            keys, values = (
-                torch.cat((evicted(method, x, torch.full((B,), past)), x[:, :, own]), dim=2)
-                for x in (rotated(k), v)
-            )
-            given = rotated(q)[:, :, own], keys, values
-            part = method.attend(layer, *given, None, position_ids=positions[:, own])[0]
-            torch.testing.assert_close(part, whole[:, own], rtol=0, atol=1e-13)
-
-
-def rotated(x):
-    return oracle.rotate(x, torch.arange(S)[:, None] * INV_FREQ)
-
-
-@pytest.mark.parametrize("rows", [1, 4, 512])
-@pytest.mark.parametrize("name", PATTERNS)
-def test_rows_of_different_length_in_an_evicting_cache(name, rows, monkeypatch):
-    monkeypatch.setattr(evicted_ops, "ROWS", rows)
-    q, k, v = inputs(4, 2)
-    method, layer, total = pattern(name, 4, 2), nn.Module(), 33
-    layer.layer_idx = 0
-    whole = call(method, q, k, v, POSITIONS["one document"])
-    for new, past in itertools.product((1, 6), ([27, 26, 14], [33, 21, 0], [9, 5, 8])):
-        before = torch.tensor(past)
-        mask = torch.arange(total)[None] >= total - before[:, None]
-        mask = torch.cat((mask, torch.ones(B, new, dtype=torch.bool)), dim=1)
-        own = before[:, None] + torch.arange(new)
-        at = own[:, None, :, None].expand(-1, 4, -1, D)
-        q_own, k_own, v_own = (
-            x.gather(2, at[:, : x.shape[1]]) for x in (rotated(q), rotated(k), v)
-        )
-        keys = torch.cat((evicted(method, rotated(k), before), k_own), dim=2)
-        values = torch.cat((evicted(method, v, before), v_own), dim=2)
-        part = method.attend(layer, q_own, keys, values, mask, position_ids=own)[0]
-        for row, first in enumerate(past):
-            want = whole[row, first : first + new]
-            torch.testing.assert_close(part[row], want, rtol=0, atol=1e-13)
-
-
-def test_a_ring_is_read_in_any_order_and_without_a_mask(monkeypatch):
-    q, k, v = inputs(4, 2)
-    method, layer, past = LongGenWindow(3, 7, [1]), nn.Module(), 30
-    whole = call(method, q, k, v, POSITIONS["one document"])
-    held = torch.tensor([0, 1, 2, 28, 29, 30, 24, 25, 26, 27])
-    masks = []
-    plain = evicted_ops.causal.sdpa
-    monkeypatch.setattr(
-        evicted_ops.causal, "sdpa", lambda *a, mask=None, **n: masks.append(mask) or plain(*a, **n)
-    )
-    own = torch.tensor([[past]])
-    for layer.layer_idx, mask in itertools.product((0, 2), (None, torch.ones(B, 31))):
-        given = rotated(q)[:, :, past : past + 1], rotated(k)[:, :, held], v[:, :, held]
-        part = method.attend(layer, *given, mask, position_ids=own.expand(B, 1))[0]
-        torch.testing.assert_close(part, whole[:, past : past + 1], rtol=0, atol=1e-13)
-    assert masks == [None] * 4
-
-
-@pytest.mark.parametrize("name", PATTERNS)
-def test_a_cache_of_another_size_is_refused(name):
-    q, k, v = inputs(4, 2)
-    own = torch.tensor([[30, 31]])
-    layer = nn.Module()
-    with pytest.raises(UserError, match="continues a cache with 28 keys after 30"):
-        pattern(name, 4, 2).attend(
-            layer, q[:, :, :2], k[:, :, :30], v[:, :, :30], None, position_ids=own
-        )
 
 
 # --- layers ---------------------------------------------------------------------------------------
@@ -430,12 +241,3 @@ def test_bad_numbers_are_one_line(make, says):
     with pytest.raises(UserError, match=says) as error:
         make()
     assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize("name", PATTERNS)
-def test_dropout_is_refused_in_sparse_layers(name):
-    with pytest.raises(UserError, match="no attention dropout"):
-        call(pattern(name, 4, 2), *inputs(4, 2), POSITIONS["one document"], dropout=0.1)
-    q, k, v = inputs(4, 2)
-    with pytest.raises(UserError, match="no attention dropout"):
-        call(pattern(name, 4, 2), q[:, :, -1:], k, v, POSITIONS["one document"], dropout=0.1)
