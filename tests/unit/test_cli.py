@@ -4,7 +4,10 @@ from longctx import cli
 from longctx.errors import UserError
 from longctx.eval.config import EvalConfig
 
-METHODS = "dca, full, lm_infinite, longgen_blocks, longgen_window, streaming"
+METHODS, ROPES = (
+    ", ".join(sorted(path.stem for path in (cli.CONF / group).glob("*.yaml")))
+    for group in ("attention", "rope")
+)
 NUMBERS = "; give its numbers as attention.KEY=VALUE"
 GOOD = ["tasks=[passkey]", "lengths=[256]", "out=x"]
 
@@ -21,9 +24,9 @@ def compose(*arguments):
         ("++attention=[1,2]", f"attention=[1,2] is not one of {METHODS}"),
         ("attention=3", f"attention=3 is not one of {METHODS}"),
         ("+attention.name=dca", f"+attention.name=dca needs attention=NAME too, one of {METHODS}"),
-        ("rope=[pi]", "rope=[pi] is not one of abf, dynamic_ntk, none, ntk, pi, yarn"),
-        ("rope=1e3", "rope=1e3 is not one of abf, dynamic_ntk, none, ntk, pi, yarn"),
-        ("rope=null", "rope=null is not one of abf, dynamic_ntk, none, ntk, pi, yarn"),
+        ("rope=[pi]", f"rope=[pi] is not one of {ROPES}"),
+        ("rope=1e3", f"rope=1e3 is not one of {ROPES}"),
+        ("rope=null", f"rope=null is not one of {ROPES}"),
     ],
 )
 def test_what_is_no_name_of_a_choice_is_one_line(argument, message):

@@ -6,18 +6,20 @@ import random
 import pytest
 import torch
 from transformers import DynamicCache, StaticCache
+from transformers.cache_utils import DynamicLayer
 
 import longctx
 from longctx.errors import UserError
 from longctx.models.choose import attention_method
 from longctx.models.decode import continue_tokens, prefill
 from longctx.models.evicting_cache import KeptLayer, cache_bytes
+from tests.helpers.methods import EVICTING, first
 from tests.helpers.networks import KINDS, network, plain_twin, tokens
 
 WINDOW = {"name": "longgen_window", "sink_tokens": 2, "window_tokens": 5}
 BLOCKS = {"name": "longgen_blocks", "block_size": 3, "local_blocks": 2, "stride": 3}
-SPARSE = [WINDOW, BLOCKS, BLOCKS | {"heads_share": True, "offset": 1}]
-NAMES = ["window", "blocks", "shared"]
+SPARSE = [*(first(name) for name in EVICTING), BLOCKS | {"heads_share": True, "offset": 1}]
+NAMES = [*EVICTING, "heads alike"]
 LENGTH = 34
 LONG = {"num_hidden_layers": 3, "max_position_embeddings": 64}
 
@@ -68,10 +70,10 @@ def test_decoding_is_the_row_of_a_whole_forward_pass(attention, kind):
     ):
         got, cache = feed(model, text, sizes)
         assert same(got, want)
-        assert [type(x) is KeptLayer for x in cache.layers] == [True, False, True]
-        assert cache.get_seq_length() == LENGTH
         method = attention_method(model.config.longctx_attention)
-        shape = cache.layers[1].keys.shape
+        assert [type(x) is DynamicLayer for x in cache.layers] == [*map(method.is_full, range(3))]
+        assert cache.get_seq_length() == LENGTH
+        shape = next(x for x in cache.layers if type(x) is DynamicLayer).keys.shape
         assert shape[2] == LENGTH
         expected = method.cache_bytes(3, shape[1], shape[3], LENGTH, element=8, rows=2)
         assert cache_bytes(cache) == expected
@@ -132,7 +134,7 @@ def test_padding_between(attention):
 @pytest.mark.parametrize(
     "settings", [{}, {"num_beams": 3}, {"num_beams": 4, "num_return_sequences": 2}]
 )
-@pytest.mark.parametrize("attention", SPARSE[:2], ids=NAMES[:2])
+@pytest.mark.parametrize("attention", SPARSE[:-1], ids=EVICTING)
 @torch.no_grad()
 def test_generate(attention, settings):
     model, text = hybrid(attention), tokens(2, 17)
@@ -149,15 +151,16 @@ def test_generate(attention, settings):
         assert torch.equal(*out)
 
 
-@pytest.mark.parametrize("attention", SPARSE[:2], ids=NAMES[:2])
+@pytest.mark.parametrize("attention", SPARSE[:-1], ids=EVICTING)
 @torch.no_grad()
 def test_prefill_in_pieces(attention):
     model, text = hybrid(attention), tokens(1, 29)
     cache = prefill(model, text, 7, lambda count: None)
-    assert [type(x) is KeptLayer for x in cache.layers] == [True, False, True]
-    assert cache.get_seq_length() == 28
     method = attention_method(model.config.longctx_attention)
-    assert cache.layers[0].keys.shape[2] == method.kept_tokens(28)
+    assert [type(x) is DynamicLayer for x in cache.layers] == [*map(method.is_full, range(3))]
+    assert cache.get_seq_length() == 28
+    held = next(x for x in cache.layers if type(x) is KeptLayer).keys.shape[2]
+    assert held == method.kept_tokens(28)
     want = model.generate(text, max_new_tokens=9, do_sample=False, pad_token_id=0, use_cache=False)
     for size in (7, 29):
         got = continue_tokens(model, text, size, max_new_tokens=9, do_sample=False, pad_token_id=0)
@@ -216,9 +219,9 @@ def test_switching_there_and_back():
 def test_positions_that_restart(attention):
     model, text = hybrid(attention), tokens(2, LENGTH)
     _, cache = feed(model, text, [20, 1])
-    for first in (0, 19, 20, 22):
+    for begin in (0, 19, 20, 22):
         for size in (1, 3):
-            at = torch.arange(first, first + size)[None]
+            at = torch.arange(begin, begin + size)[None]
             with pytest.raises(UserError, match="continues a cache"):
                 model(text[:, 21 : 21 + size], past_key_values=cache, position_ids=at)
     with pytest.raises(UserError, match="continues a cache"):

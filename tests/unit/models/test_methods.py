@@ -1,13 +1,35 @@
-"""Attention methods inside stock transformers models: cache, padding, generate, what is refused."""
+"""Attention methods inside stock transformers models: definition, cache, padding, generate.
+
+Methods are found, at the first set of numbers of their examples (`tests/helpers/methods.py`).
+"""
 
 import pytest
 import torch
 
+from longctx.attention.ops import oracle
 from longctx.errors import UserError
+from longctx.models.evicting_cache import cache_bytes
+from longctx.models.export.restore import recorded
 from longctx.models.load import build_model
+from longctx.models.wrap_attention import wrap_attention
+from tests.helpers.methods import LAYERS, NAMES, first
 from tests.helpers.networks import KINDS, WINDOW, network, tokens
 
-METHODS = ("dca", "streaming", "lm_infinite")
+
+def decoder_of(kind, name):
+    return network(kind, first(name), num_hidden_layers=LAYERS)
+
+
+def plain_up_to(method):
+    """Tokens up to which a method is full attention."""
+    i, j, heads = torch.arange(40)[:, None], torch.arange(40)[None], torch.arange(4)[:, None, None]
+    least = 40
+    for layer in range(LAYERS):
+        live, distance = method.definition(i, j, layer, heads)
+        differs = (live != (j <= i)) | (live & (distance != i - j))
+        rows = differs.expand(4, 40, 40).any(0).any(1).nonzero()
+        least = min([least, *rows[:1, 0].tolist()])
+    return least
 
 
 def generate(decoder, prompt, **more):
@@ -16,19 +38,47 @@ def generate(decoder, prompt, **more):
     )[:, prompt.shape[1] :]
 
 
-@pytest.mark.parametrize("attention", METHODS)
+def definition_in(decoder, method, label):
+    """Lets a model call the oracle in place of the method's fast path."""
+    inv_freq = decoder.model.rotary_emb.inv_freq.double()
+
+    def dense(module, query, key, value, mask, scaling=None, dropout=0.0, **rest):
+        at = rest["position_ids"].expand(len(query), -1)
+        angles = method.key_positions(at)[:, None, :, None] * inv_freq
+        q, k = oracle.rotate(query, -angles), oracle.rotate(key, -angles)  # as projected
+        given = method.definition, q, k, value, at
+        index = module.layer_idx
+        return oracle.attend(*given, inv_freq=inv_freq, scaling=scaling, layer=index), None
+
+    wrap_attention(decoder.model, lambda attend: dense, label)
+
+
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("kind", KINDS)
 @torch.no_grad()
-def test_cache_padding_and_generate(kind, attention):
-    decoder = network(kind, attention)
-    text = tokens(2, 40)
+def test_the_model_is_the_definition(kind, name):
+    """Rotary module, positions and layer numbers reach the method; the model rotates in fp32."""
+    decoder, text = decoder_of(kind, name), tokens(2, 40)
+    packed = torch.cat([torch.arange(27), torch.arange(13)]).expand(2, 40)
+    found = [decoder(text, position_ids=at).logits for at in (None, packed)]
+    definition_in(decoder, recorded(decoder.config), f"definition_{kind}_{name}")
+    for ours, at in zip(found, (None, packed), strict=True):
+        theirs = decoder(text, position_ids=at, use_cache=False).logits
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_cache_padding_and_generate(kind, name):
+    decoder = decoder_of(kind, name)
+    text, method = tokens(2, 40), recorded(decoder.config)
     whole = decoder(text).logits
-    plain = network(kind, "full")
-    inside = slice(0, 8)
-    torch.testing.assert_close(
-        decoder(text[:, inside]).logits, plain(text[:, inside]).logits, rtol=0, atol=1e-12
-    )
-    assert not torch.allclose(whole, plain(text).logits, atol=1e-3)
+    plain = decoder_of(kind, "full")
+    inside = text[:, : plain_up_to(method)]
+    turned = 1e-5 if method.turns_queries else 1e-12  # the model rotates in fp32, a turn exactly
+    torch.testing.assert_close(decoder(inside).logits, plain(inside).logits, rtol=0, atol=turned)
+    assert torch.allclose(whole, plain(text).logits, atol=1e-3) == method.plain
 
     cache, parts, seen = None, [], 0
     for size in (5, 1, 1, 9, 3, 13, 8):
@@ -36,6 +86,8 @@ def test_cache_padding_and_generate(kind, attention):
         cache, seen = done.past_key_values, seen + size
         parts.append(done.logits)
     torch.testing.assert_close(torch.cat(parts, dim=1), whole, rtol=0, atol=1e-12)
+    _, heads, _, size = cache.layers[0].keys.shape
+    assert cache_bytes(cache) == method.cache_bytes(LAYERS, heads, size, 40, element=8, rows=2)
 
     alone = [generate(decoder, text[:1]), generate(decoder, text[1:, :28])]
     mask = torch.tensor([[int(i >= n) for i in range(45)] for n in (5, 17)])
@@ -49,12 +101,22 @@ def test_cache_padding_and_generate(kind, attention):
     assert torch.equal(longer[:, 40:], alone[0])
 
 
-@pytest.mark.parametrize("attention", METHODS)
-def test_beams_may_be_reordered(attention):
-    decoder = network("llama", attention)
+@pytest.mark.parametrize("name", NAMES)
+def test_beams_may_be_reordered(name):
+    decoder = decoder_of("llama", name)
     text = tokens(1, 30)
     cached = generate(decoder, text, num_beams=3)
     assert torch.equal(cached, generate(decoder, text, num_beams=3, use_cache=False))
+
+
+@pytest.mark.parametrize("name", ["dca", "streaming", "lm_infinite"])
+@torch.no_grad()
+def test_default_numbers_follow_from_the_window(name):
+    """Of 12 tokens: a method is full attention inside its window, and another one beyond it."""
+    decoder, plain, text = network("llama", name), network("llama", "full"), tokens(2, 40)
+    short = text[:, :8]
+    torch.testing.assert_close(decoder(short).logits, plain(short).logits, rtol=0, atol=1e-12)
+    assert not torch.allclose(decoder(text).logits, plain(text).logits, atol=1e-3)
 
 
 @pytest.mark.parametrize("rope", ["pi", "ntk", "yarn"])

@@ -6,21 +6,23 @@ from transformers import LlamaForCausalLM
 
 import longctx
 from longctx.errors import UserError
+from tests.helpers.methods import NAMES, first, kind_of
 from tests.helpers.networks import KINDS, WINDOW, network, plain_twin, tokens
 
 DCA = {"name": "dca", "chunk_len": 8, "local_window": 2, "max_positions": 11}
 METHODS = ["dca", DCA, "streaming", {"name": "lm_infinite", "first": 2, "window": 9}]
+METHODS += [first(name) for name in NAMES if not kind_of(name).plain]
 
 
 def close(first, second):
     torch.testing.assert_close(first, second, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("attention", METHODS)
+@pytest.mark.parametrize("attention", METHODS, ids=str)
 @pytest.mark.parametrize("kind", KINDS)
 @torch.no_grad()
 def test_a_plain_model_is_switched_and_back(kind, attention):
-    loaded = network(kind, attention)
+    loaded = network(kind, attention, num_hidden_layers=3)
     plain = plain_twin(loaded)
     text = tokens(2, 40)
     before = plain(text).logits
