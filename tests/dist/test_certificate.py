@@ -13,6 +13,7 @@ from longctx.parallel import ulysses, zero
 from longctx.parity import certificate, measure
 from longctx.parity.measure import Cell
 from longctx.parity.shrink import tiny, write_store
+from tests.helpers.methods import NAMES, kind_of
 
 RUNS = {
     "pi": "recipe=pi model=llama2_7b",
@@ -25,6 +26,11 @@ RUNS = {
     "cepe_warmup": "recipe=cepe_warmup",
     "cepe": "recipe=cepe model=llama2_7b",
     "ceped": "recipe=ceped model=llama2_7b_chat",
+}
+RUNS |= {
+    f"attention_{name}": f"recipe=pi model=llama2_7b attention={name}"
+    for name in NAMES
+    if not kind_of(name).plain
 }
 FAULTS = ("gradients", "documents")
 

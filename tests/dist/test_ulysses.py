@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from longctx import cli
+from longctx.attention.method import Method
 from longctx.batch import IGNORE
 from longctx.config import RunConfig
 from longctx.data.store import tokenizer_sha256
@@ -19,41 +20,27 @@ from longctx.recipe import Data
 from longctx.recipes import causal_lm, cepe, cepe_mlm, ceped
 from tests.helpers import sharded
 from tests.helpers.cepe import cepe_run, make_decoder
+from tests.helpers.methods import EVICTING, kind_of
+from tests.helpers.methods import FIRST as METHODS
+from tests.helpers.ropes import NAMES as NAMES_OF_ROPES
+from tests.helpers.ropes import example
 from tests.helpers.sharded import compare_decoder, plain_step, sharded_step
 from tests.helpers.spawn import spawn
 from tests.helpers.tiny import make_store, tiny_arguments
 
-METHODS = {
-    "full": {"name": "full"},
-    "dca": {"name": "dca", "chunk_len": 6, "local_window": 4, "max_positions": 10},
-    "streaming": {"name": "streaming", "sinks": 3, "window": 7},
-    "lm_infinite": {"name": "lm_infinite", "first": 3, "window": 7},
-    "longgen_window": {
-        "name": "longgen_window", "sink_tokens": 3, "window_tokens": 7, "full_layers": [0],
-    },
-    "longgen_blocks": {
-        "name": "longgen_blocks", "block_size": 3, "local_blocks": 2, "stride": 3,
-        "full_layers": [0],
-    },
-}  # fmt: skip
-ROPES = {
-    "none": None,
-    "pi": {"name": "pi", "factor": 4.0},
-    "ntk": {"name": "ntk", "factor": 4.0},
-    "yarn": {"name": "yarn", "factor": 4.0, "beta_fast": 32.0, "beta_slow": 1.0},
-    "abf": {"name": "abf", "base": 50000.0, "target": 48},
-    "dynamic_ntk": {"name": "dynamic_ntk", "factor": 2.0},
-}
-# (method, rope, key heads of 4 heads, ranks that share a row); only full attention takes a dynamic
-# rope. Fewer key heads than ranks, and as many, without rope.
+ROPES = {name: {"name": name, **example(name)["numbers"]} for name in NAMES_OF_ROPES}
+# (method, rope, key heads of 4 heads, ranks that share a row); what turns queries or evicts refuses
+# a rope whose angles follow the length. Fewer key heads than ranks, and as many, without rope.
 DECODERS = [
     (method, rope, 2, 2)
     for method in METHODS
     for rope in ROPES
-    if method == "full" or rope != "dynamic_ntk"
+    if rope != "dynamic_ntk" or not (kind_of(method).turns_queries or method in EVICTING)
 ]
 DECODERS += [(method, "none", heads, 2) for method in METHODS for heads in (1, 4)]
-WIDE = [(method, "none", heads, 4) for method in ("full", "longgen_blocks") for heads in (1, 2, 4)]
+ALIKE = Method.expected_key_heads
+BY_HEAD = [name for name in METHODS if kind_of(name).expected_key_heads is not ALIKE]
+WIDE = [(method, "none", heads, 4) for method in ("full", *BY_HEAD) for heads in (1, 2, 4)]
 EXACT = 1e-12  # float64
 
 # fp32: rounding of sums in another order; a wrong factor, position or head is above 1e-3.

@@ -40,6 +40,9 @@ def first(name: str) -> dict[str, Any]:
     return sets[0]
 
 
+FIRST = {name: first(name) for name in NAMES if example(name)}
+
+
 def kind_of(name: str) -> type[Method]:
     """The class of a method; of one that cannot be read, the base."""
     try:
@@ -50,7 +53,7 @@ def kind_of(name: str) -> type[Method]:
 
 CASES = {f"{name}: {key}": numbers for name in NAMES for key, numbers in example(name).items()}
 ANYWHERE = [case for case in CASES if not kind_of(CASES[case]["name"]).from_beginning]
-EVICTING = [name for name in NAMES if issubclass(kind_of(name), EvictingMethod)]
+EVICTING = [name for name in FIRST if issubclass(kind_of(name), EvictingMethod)]
 EVICTING_CASES = [case for case in CASES if CASES[case]["name"] in EVICTING]
 
 

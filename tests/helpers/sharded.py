@@ -12,6 +12,7 @@ from longctx.config import RunConfig
 from longctx.parallel.shard import shard
 from longctx.train.sequence_parallel import share_rows
 from longctx.train.trainer import Trainer
+from tests.helpers.methods import LAYERS
 from tests.helpers.networks import network, tokens
 
 LENGTH = 32  # beyond the window of the decoders, 12
@@ -36,7 +37,8 @@ def of_decoder(model, batch: Batch, weight: torch.Tensor) -> tuple[torch.Tensor,
 
 def compare_decoder(ranks, attention, rope, key_heads, checkpointing=False) -> dict[str, float]:
     """Errors of a decoder whose rows are spread over the ranks, in float64."""
-    model = network("llama", attention, rope, num_key_value_heads=key_heads)
+    more = {"num_key_value_heads": key_heads, "num_hidden_layers": LAYERS}
+    model = network("llama", attention, rope, **more)
     if checkpointing:
         model.train().gradient_checkpointing_enable({"use_reentrant": False})
     whole = Batch(tokens(2, LENGTH), tokens(2, LENGTH), POSITIONS)

@@ -4,18 +4,75 @@ import math
 
 import pytest
 import torch
+from transformers import LlamaConfig
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from longctx import rope
 from longctx.config import RopeConfig
 from longctx.errors import UserError
+from tests.helpers.ropes import BASE, DIM, EXAMPLES, NAMES, WINDOW, example, rope_of
 
 NATIVE = {"rope_type": "default", "rope_theta": 10000.0}
-SCALED = [
-    RopeConfig("pi", factor=4),
-    RopeConfig("ntk", factor=4),
-    RopeConfig("dynamic_ntk", factor=1),
-    RopeConfig("yarn", factor=4, beta_fast=32, beta_slow=1),
-]
+
+
+# --- every scaling that is found in conf/rope -----------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name", sorted({*NAMES, *rope.NAMES, *(p.stem for p in EXAMPLES.iterdir())})
+)
+def test_a_scaling_has_a_formula_a_yaml_and_an_example(name):
+    assert name in rope.NAMES, f"longctx/rope.py has no formula of {name!r}"
+    assert name in NAMES, f"conf/rope/{name}.yaml is missing"
+    assert example(name).keys() >= {"numbers", "inv_freq", "attention_factor"}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_formula_gives_the_values_of_the_example(name):
+    given = example(name)
+    found, factor = rope.inv_freq(rope_of(name), BASE, WINDOW, DIM, given.get("length"))
+    assert found.tolist() == pytest.approx(given["inv_freq"], rel=1e-8)
+    assert factor == pytest.approx(given["attention_factor"], rel=1e-8)
+
+
+@pytest.mark.parametrize("length", [WINDOW, 4 * WINDOW])
+@pytest.mark.parametrize("name", NAMES)
+def test_transformers_makes_the_same_frequencies_of_the_parameters(name, length):
+    """Each scaling stands twice: as parameters that a model is built with, and as a formula."""
+    config = LlamaConfig(
+        hidden_size=4 * DIM, num_attention_heads=4,
+        max_position_embeddings=rope.extended_window(rope_of(name), WINDOW),
+        rope_parameters=rope.rope_parameters(rope_of(name), NATIVE, WINDOW, DIM),
+    )  # fmt: skip
+    rotary = LlamaRotaryEmbedding(config)
+    rotary(torch.zeros(1, 1, 4 * DIM), torch.arange(length)[None])
+    expected, factor = rope.inv_freq(rope_of(name), BASE, WINDOW, DIM, length)
+    torch.testing.assert_close(rotary.inv_freq.double(), expected, rtol=5e-6, atol=0)
+    assert rotary.attention_scaling == pytest.approx(factor, rel=1e-6)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_factor_one_is_the_identity(name):
+    one = {"factor": 1.0} | ({"base": BASE} if rope_of(name).base else {})
+    plain, _ = rope.inv_freq(RopeConfig(), BASE, 512, 64)
+    scaled, attention_factor = rope.inv_freq(rope_of(name, **one), BASE, 512, 64)
+    torch.testing.assert_close(scaled, plain, rtol=1e-14, atol=0)
+    assert attention_factor == 1.0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_parameters_describe_their_own_scaling(name):
+    """What a checkpoint records leads back to the same frequencies, so a reload can be asserted."""
+    parameters = rope.rope_parameters(rope_of(name), NATIVE, 512, 64)
+    again = rope.from_native(parameters)
+    assert again is not None
+    expected = rope.inv_freq(rope_of(name), BASE, 512, 64)
+    read = rope.inv_freq(again, parameters["rope_theta"], 512, 64)
+    assert torch.equal(read[0], expected[0])
+    assert read[1] == expected[1]
+
+
+# --- values of the papers -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -105,15 +162,6 @@ def test_pi_is_fractional_positions():
     assert torch.equal((position * scaled).sin(), (position / 8 * plain).sin())
 
 
-@pytest.mark.parametrize("config", SCALED)
-def test_factor_one_is_the_identity(config):
-    one = RopeConfig(config.name, 1.0, None, config.beta_fast, config.beta_slow)
-    plain, _ = rope.inv_freq(RopeConfig(), 1e4, 512, 64)
-    scaled, attention_factor = rope.inv_freq(one, 1e4, 512, 64)
-    torch.testing.assert_close(scaled, plain, rtol=1e-14, atol=0)
-    assert attention_factor == 1.0
-
-
 def test_interpolation_bound():
     """Theorem 2.1 of the PI paper: |a(d) - a_lin(d)| <= D max|h| (d-d1)(d2-d) / (8 ln c)."""
     assert 32 * math.log(1e4) == pytest.approx(294.73, abs=5e-3)
@@ -153,7 +201,7 @@ def test_resolve():
         rope.resolve(RopeConfig("pi"), 2048)
     with pytest.raises(UserError, match="at least 1"):
         rope.resolve(RopeConfig("pi", factor=0.5), 2048)
-    with pytest.raises(UserError, match="none, pi, ntk, dynamic_ntk, yarn, abf"):
+    with pytest.raises(UserError, match=", ".join(rope.NAMES)):
         rope.resolve(RopeConfig("linear", factor=2), 2048)
 
 
@@ -180,18 +228,6 @@ def test_faults_of_the_input():
     with pytest.raises(UserError, match="one rope_theta"):
         nested = {"full_attention": NATIVE}
         rope.rope_parameters(RopeConfig("pi", factor=2), nested, 2048, 128)
-
-
-@pytest.mark.parametrize("config", [RopeConfig(), *SCALED])
-def test_parameters_describe_their_own_scaling(config):
-    """What a checkpoint records leads back to the same frequencies, so a reload can be asserted."""
-    parameters = rope.rope_parameters(config, NATIVE, 512, 64)
-    again = rope.from_native(parameters)
-    assert again is not None
-    expected = rope.inv_freq(config, 1e4, 512, 64)
-    read = rope.inv_freq(again, parameters["rope_theta"], 512, 64)
-    assert torch.equal(read[0], expected[0])
-    assert read[1] == expected[1]
 
 
 def test_foreign_scalings_are_left_to_transformers():

@@ -5,7 +5,7 @@ import torch
 
 from longctx.models.decode import Stream, continue_tokens
 from longctx.models.load import load_tokenizer
-from tests.helpers.methods import NAMES, first
+from tests.helpers.methods import FIRST
 from tests.helpers.networks import network, tokens
 
 DCA = {"name": "dca", "chunk_len": 8, "local_window": 2, "max_positions": 11}
@@ -21,7 +21,7 @@ def without_cache(model, prompt, new):
     return prompt
 
 
-@pytest.mark.parametrize("attention", [DCA, *map(first, NAMES)], ids=str)
+@pytest.mark.parametrize("attention", [DCA, *FIRST.values()], ids=str)
 @torch.no_grad()
 def test_any_piece_gives_the_same_tokens(attention):
     model, prompt = network(attention=attention, num_hidden_layers=3), tokens(1, 37)

@@ -13,12 +13,12 @@ from longctx.errors import UserError
 from longctx.models.choose import attention_method
 from longctx.models.decode import continue_tokens, prefill
 from longctx.models.evicting_cache import KeptLayer, cache_bytes
-from tests.helpers.methods import EVICTING, first
+from tests.helpers.methods import EVICTING, FIRST
 from tests.helpers.networks import KINDS, network, plain_twin, tokens
 
 WINDOW = {"name": "longgen_window", "sink_tokens": 2, "window_tokens": 5}
 BLOCKS = {"name": "longgen_blocks", "block_size": 3, "local_blocks": 2, "stride": 3}
-SPARSE = [*(first(name) for name in EVICTING), BLOCKS | {"heads_share": True, "offset": 1}]
+SPARSE = [*(FIRST[name] for name in EVICTING), BLOCKS | {"heads_share": True, "offset": 1}]
 NAMES = [*EVICTING, "heads alike"]
 LENGTH = 34
 LONG = {"num_hidden_layers": 3, "max_position_embeddings": 64}

@@ -6,12 +6,12 @@ from transformers import LlamaForCausalLM
 
 import longctx
 from longctx.errors import UserError
-from tests.helpers.methods import NAMES, first, kind_of
+from tests.helpers.methods import FIRST, kind_of
 from tests.helpers.networks import KINDS, WINDOW, network, plain_twin, tokens
 
 DCA = {"name": "dca", "chunk_len": 8, "local_window": 2, "max_positions": 11}
 METHODS = ["dca", DCA, "streaming", {"name": "lm_infinite", "first": 2, "window": 9}]
-METHODS += [first(name) for name in NAMES if not kind_of(name).plain]
+METHODS += [numbers for name, numbers in FIRST.items() if not kind_of(name).plain]
 
 
 def close(first, second):

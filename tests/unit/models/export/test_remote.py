@@ -1,6 +1,7 @@
 """A checkpoint with an attention that transformers lacks: refused, or loaded as it was saved."""
 
 import ast
+import itertools
 import json
 import os
 import subprocess
@@ -23,9 +24,11 @@ from longctx.models.cepe.model import CepeForCausalLM
 from longctx.models.export.directory import export
 from longctx.models.export.remote import closure
 from longctx.models.load import architecture_of, build_model
-from tests.helpers.networks import WINDOW, network, tokens
+from tests.helpers.methods import FIRST, kind_of
+from tests.helpers.networks import KINDS, WINDOW, network, tokens
 
 DCA = {"name": "dca", "chunk_len": 6, "local_window": 3, "max_positions": 10}
+RECORDED = [name for name in FIRST if not kind_of(name).plain]  # these bring code of their own
 # Without longctx first, then with it, imported after transformers.
 STRANGER = """
 import sys
@@ -103,6 +106,23 @@ with torch.no_grad():
 torch.save(found, out)
 """
 
+# Each method by the code beside it.
+EVERY = """
+import sys
+sys.modules["longctx"] = None
+from pathlib import Path
+import torch
+from transformers import AutoModelForCausalLM
+out, *paths = sys.argv[1:]
+ids, found = torch.arange(1, 41)[None], {}
+for path in paths:
+    model = AutoModelForCausalLM.from_pretrained(path, trust_remote_code=True).eval()
+    with torch.no_grad():
+        made = model.generate(ids, do_sample=False, max_new_tokens=9, pad_token_id=0)
+        found[Path(path).name] = model(ids).logits, made
+torch.save(found, out)
+"""
+
 
 def run(script, *arguments, home):
     """The script in a fresh process that nobody answers questions of."""
@@ -175,19 +195,45 @@ def test_models_of_our_own_and_caches_of_our_own(tmp_path):
     assert type(longctx.load_model(paths[0])) is CepeForCausalLM
 
 
+@torch.no_grad()
+def test_every_method_travels_with_its_checkpoint(tmp_path):
+    """One process without longctx reads an export of each."""
+    text, expected = torch.arange(1, 41)[None], {}
+    for name in RECORDED:
+        model = network(attention=FIRST[name], num_hidden_layers=3).float()
+        path = export(model, None, tmp_path / name)
+        files = {file.stem for file in path.glob("longctx_attention_*")}
+        assert {file for file in files if "attention_ops_" not in file} == {
+            "longctx_attention_method", f"longctx_attention_{name}",
+        }  # fmt: skip
+        made = model.generate(text, do_sample=False, max_new_tokens=9, pad_token_id=0)
+        expected[name] = model(text).logits, made
+    run(EVERY, tmp_path / "out.pt", *(tmp_path / name for name in RECORDED), home=tmp_path)
+    found = torch.load(tmp_path / "out.pt", weights_only=True)
+    assert found.keys() == set(RECORDED)
+    for name, (logits, made) in expected.items():
+        torch.testing.assert_close(found[name][0], logits, rtol=0, atol=1e-5)
+        assert torch.equal(found[name][1], made), name
+
+
 @pytest.mark.parametrize(
     ("kind", "attention"),
-    [("llama", "streaming"), ("mistral", "dca"), ("qwen2", DCA), ("qwen3", "lm_infinite")],
+    [
+        *(("mistral", "dca"), ("qwen2", DCA)),
+        *((kind, FIRST[name]) for kind, name in zip(itertools.cycle(KINDS), RECORDED)),
+    ],
+    ids=str,
 )
 @torch.no_grad()
 def test_from_pretrained_restores_and_saves_again(kind, attention, tmp_path):
-    ours, text = network(kind, attention), tokens(2, 40)
+    ours, text = network(kind, attention, num_hidden_layers=3), tokens(2, 40)
     ours.save_pretrained(tmp_path / "first")  # as `export` does, but without a tokenizer
-    first = AutoModelForCausalLM.from_pretrained(tmp_path / "first")
-    assert isinstance(first, type(network(kind))) and type(first) is type(ours)
-    assert first.state_dict().keys() == network(kind).state_dict().keys()
-    assert torch.equal(first(text).logits, ours(text).logits)
-    first.save_pretrained(tmp_path / "second")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "first")
+    plain = network(kind, num_hidden_layers=3)
+    assert isinstance(again, type(plain)) and type(again) is type(ours)
+    assert again.state_dict().keys() == plain.state_dict().keys()
+    assert torch.equal(again(text).logits, ours(text).logits)
+    again.save_pretrained(tmp_path / "second")
     second = longctx.load_model(tmp_path / "second")
     assert torch.equal(second(text).logits, ours(text).logits)
     files = [
