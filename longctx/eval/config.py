@@ -24,9 +24,9 @@ def found_tasks() -> dict[str, type[Task]]:
         own = [v for v in vars(module).values() if getattr(v, "__module__", "") == module.__name__]
         found = [v for v in own if isinstance(v, type) and issubclass(v, Task)]
         if len(found) != 1:
-            raise TypeError(f"{module.__file__} must hold one Task, not {len(found)}")
+            raise TypeError(f"{module.__name__} must hold one Task, not {len(found)}")
         if taken := {f.name for f in fields(found[0])} & set(dir(Task)):
-            raise TypeError(f"{module.__file__}: a setting cannot be called {', '.join(taken)}")
+            raise TypeError(f"{module.__name__}: a setting cannot be called {', '.join(taken)}")
         kinds[name] = found[0]
     return dict(sorted(kinds.items(), key=lambda entry: (entry[1].place, entry[0])))
 

@@ -171,7 +171,7 @@ class Perplexity(Task):
     def columns(cls, models: Sequence[Results]) -> Iterator[Column]:
         """The perplexity of one protocol."""
         names = dict.fromkeys(n for m in models for n in protocols_of(m))
-        name = min(names, key=lambda n: (PREFERRED.index(n) if n in PREFERRED else 99, n))
+        name = next((n for n in PREFERRED if n in names), next(iter(names), ""))
         rows = [
             {
                 r["length"]: (r["perplexity"], Z * (r["perplexity_se"] or 0))
