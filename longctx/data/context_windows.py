@@ -11,8 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from longctx.data.corpus import Corpus, Row
-from longctx.data.pack import Ints, Rows, smallest
+from longctx.data.corpus import Corpus, Ints, Row, Rows, smallest
 from longctx.errors import UserError
 
 

@@ -1,10 +1,12 @@
-"""The documents of several stores as one numbered list, and rows of tokens read from it.
+"""The documents of several stores as one numbered list, and rows of tokens read from them.
 
-Keeps nothing but the stores' own indexes (21 bytes a document); tokens come from memory maps when
-a row is asked for.
+A plan (`pack.py`, `context_windows.py`) says which piece of which document goes where; this reads
+it. Keeps nothing but the plan and the stores' own indexes (21 bytes a document); tokens come from
+memory maps when a row is asked for.
 """
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,6 +15,38 @@ from numpy.typing import NDArray
 from longctx.batch import IGNORE
 
 Row = dict[str, NDArray[Any]]  # a row of each Batch field, by name
+Ints = NDArray[np.signedinteger[Any]]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of pieces in compressed form: row `r` holds pieces `offsets[r]:offsets[r + 1]`.
+
+    Args:
+        offsets: `[rows + 1]`.
+        document: `[pieces]` index of the piece's document.
+        start: `[pieces]` the piece's first token in its document.
+        length: `[pieces]` tokens.
+    """
+
+    offsets: Ints
+    document: Ints
+    start: Ints
+    length: Ints
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def pieces(self, row: int) -> list[tuple[int, int, int]]:
+        """(document, start, length) of each piece of `row`, in order."""
+        span = slice(int(self.offsets[row]), int(self.offsets[row + 1]))
+        columns = (self.document[span], self.start[span], self.length[span])
+        return list(zip(*(column.tolist() for column in columns), strict=True))
+
+
+def smallest(values: Ints) -> Ints:
+    """The same numbers in half the memory where they fit."""
+    return values.astype(np.int32) if values.max(initial=0) < 2**31 else values
 
 
 class Documents(Protocol):
@@ -85,3 +119,35 @@ class Corpus:
         if mask_documents:
             positions[at:] = np.arange(size - at)  # padding is a document of its own
         return {"tokens": tokens, "labels": labels, "positions": positions}
+
+
+@dataclass(frozen=True)
+class PackedRows:
+    """Packed documents as rows of a batch, `[s]`.
+
+    Args:
+        corpus: the documents.
+        rows: how they are packed.
+        seq_len: row length s.
+        mask_documents: positions restart and labels stop at document borders. Off: a row is one
+            stream with positions 0 .. s-1, as PI and LongGen train.
+        about: what it holds, in one line.
+    """
+
+    corpus: Corpus
+    rows: Rows
+    seq_len: int
+    mask_documents: bool
+    about: str
+
+    def __len__(self) -> int:
+        """Rows in one epoch."""
+        return len(self.rows)
+
+    def row(self, number: int) -> Row:
+        """Tokens, labels and positions of one row."""
+        return self.corpus.row(self.rows.pieces(number), self.seq_len, self.mask_documents)
+
+    def describe(self) -> str:
+        """What it holds, in one line."""
+        return self.about

@@ -7,20 +7,26 @@ any step, and the global order does not depend on the number of ranks or on accu
 8 bytes of memory a row for the present epoch's permutation, beside what the plans take.
 """
 
+import heapq
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from fractions import Fraction
 from typing import Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from longctx.batch import Batch
 from longctx.config import DataConfig
-from longctx.data import mixture, pack
-from longctx.data.corpus import Corpus, Documents, Row
-from longctx.data.pack import Ints, Rows
+from longctx.data import pack
+from longctx.data.corpus import Corpus, Documents, Ints, PackedRows, Row, smallest
 from longctx.errors import UserError
 
+MANY_EPOCHS = 4  # repeating text up to here is nearly as good as new text (2305.16264, section 5)
+Place = tuple[int, int, int]  # step, dp_rank, dp_size
 Change = Callable[[Row, int], Row]  # of a row, given its global sample number
 
 
@@ -82,7 +88,7 @@ class RowLoader:
         assert len(sources) == len(weights) and all(map(len, sources))
         self.sources = sources
         self.weights = weights
-        self.mixture = mixture.Mixture(weights)
+        self.mixture = Mixture(weights)
         self.batch_rows = batch_rows
         self.micro_batch_rows = micro_batch_rows
         self.seed = seed
@@ -121,15 +127,15 @@ class RowLoader:
     def describe(self, samples: int) -> list[str]:
         """What a run over `samples` rows draws from each source, in lines; warnings among them."""
         sizes = [len(source) for source in self.sources]
-        epochs = mixture.repetition(self.weights, sizes, samples)
+        epochs = repetition(self.weights, sizes, samples)
         lines = []
         for source, weight, times in zip(self.sources, self.weights, epochs, strict=True):
             share = f"; {weight / sum(self.weights):.1%} of the rows" if len(sizes) > 1 else ""
             lines.append(f"data: {source.describe()}{share}; {times:.3g} epochs")
-            if times > mixture.MANY_EPOCHS:
+            if times > MANY_EPOCHS:
                 lines.append(
                     f"warning: that is {times:.3g} times the same text; "
-                    f"beyond {mixture.MANY_EPOCHS} epochs repetition helps little"
+                    f"beyond {MANY_EPOCHS} epochs repetition helps little"
                 )
         return lines
 
@@ -141,38 +147,6 @@ class RowLoader:
             held = (epoch, random.permutation(len(self.sources[source])))
             self._orders[source] = held
         return held[1]
-
-
-@dataclass(frozen=True)
-class PackedRows:
-    """Packed documents as rows of a batch, `[s]`.
-
-    Args:
-        corpus: the documents.
-        rows: how they are packed.
-        seq_len: row length s.
-        mask_documents: positions restart and labels stop at document borders. Off: a row is one
-            stream with positions 0 .. s-1, as PI and LongGen train.
-        about: what it holds, in one line.
-    """
-
-    corpus: Corpus
-    rows: Rows
-    seq_len: int
-    mask_documents: bool
-    about: str
-
-    def __len__(self) -> int:
-        """Rows in one epoch."""
-        return len(self.rows)
-
-    def row(self, number: int) -> Row:
-        """Tokens, labels and positions of one row."""
-        return self.corpus.row(self.rows.pieces(number), self.seq_len, self.mask_documents)
-
-    def describe(self) -> str:
-        """What it holds, in one line."""
-        return self.about
 
 
 def packed(
@@ -222,8 +196,8 @@ def _packed_rows(corpus: Corpus, data: DataConfig, seed: int, name: str) -> Pack
     lengths = corpus.lengths
     after, kept = "", None
     if data.long_tokens is not None:
-        kept = np.flatnonzero(mixture.keep(lengths, data.long_tokens, data.short_keep, seed))
-        shares = [mixture.long_share(x, data.long_tokens) for x in (lengths, lengths[kept])]
+        kept = np.flatnonzero(keep(lengths, data.long_tokens, data.short_keep, seed))
+        shares = [long_share(x, data.long_tokens) for x in (lengths, lengths[kept])]
         after = f", tokens in long documents {shares[0]:.0%} -> {shares[1]:.0%}"
         lengths = lengths[kept]
     total = int(lengths.sum())
@@ -240,5 +214,140 @@ def _packed_rows(corpus: Corpus, data: DataConfig, seed: int, name: str) -> Pack
         f"{facts['cut']:,} documents cut)"
     )
     if kept is not None:
-        rows = replace(rows, document=pack.smallest(kept[rows.document]))
+        rows = replace(rows, document=smallest(kept[rows.document]))
     return PackedRows(corpus, rows, data.seq_len, data.mask_documents, about)
+
+
+class Steps(Protocol):
+    """What is asked of a loader."""
+
+    def step(self, step: int, dp_rank: int, dp_size: int) -> list[Batch]:
+        """A rank's micro-batches of a step."""
+        ...
+
+
+class Prefetch:
+    """A loader that is ahead of its caller. Steps may be asked for in any order; rising is fast.
+
+    Args:
+        loader: where the batches come from.
+        ahead: steps prepared in advance; 0: none, and no thread.
+        end: the first step that will not be asked for.
+    """
+
+    def __init__(self, loader: Steps, ahead: int, end: int) -> None:
+        self.loader = loader
+        self.ahead = ahead
+        self.end = end
+        self._thread: ThreadPoolExecutor | None = None
+        self._ready: dict[Place, Future[list[Batch]]] = {}
+
+    def step(self, step: int, dp_rank: int, dp_size: int) -> list[Batch]:
+        """The loader's `step`, waiting for what is not ready."""
+        if not self.ahead:
+            return self.loader.step(step, dp_rank, dp_size)
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prefetch")
+        last = min(step + self.ahead, self.end - 1)
+        wanted = [(n, dp_rank, dp_size) for n in range(step, max(last, step) + 1)]
+        for place in self._ready.keys() - set(wanted):
+            self._ready.pop(place).cancel()
+        for place in wanted:
+            if place not in self._ready:
+                self._ready[place] = self._thread.submit(self.loader.step, *place)
+        return self._ready.pop(wanted[0]).result()
+
+    def close(self) -> None:
+        """Ends the thread; what is under way is waited for. A later `step` starts a new one."""
+        if self._thread is not None:
+            self._thread.shutdown(wait=True, cancel_futures=True)
+        self._thread = None
+        self._ready.clear()
+
+
+class Mixture:
+    """Samples dealt to weighted sources, evenly: after n samples source i had n * w_i of them.
+
+    Each source is a clock that ticks w_i times per unit of time, first after half a period; samples
+    are the ticks in order of time, then of source. After any n samples the count of source i is
+    within `1/2 + w_i * sources / 2` of n * w_i (weights scaled to sum to one): at time t it is
+    within 1/2 of t * w_i, so all counts together, n, are within sources / 2 of t.
+
+    Args:
+        weights: of each source, above 0; taken as the decimal numbers they are written as.
+    """
+
+    def __init__(self, weights: Sequence[float]) -> None:
+        exact = [Fraction(str(w)) for w in weights]
+        parts = math.lcm(*(w.denominator for w in exact))
+        whole = [int(w * parts) for w in exact]
+        self.ticks = [w // math.gcd(*whole) for w in whole]  # of each source in one round
+        self.round = sum(self.ticks)  # samples after which it all begins again
+
+    def draw(self, sample: int) -> tuple[int, int]:
+        """(source i, k): global sample `sample` is the k-th that source i gives, both from 0."""
+        rounds, left = divmod(sample, self.round)
+        # At time `left - sources / 2` at most `left` ticks are over, and at least left - sources.
+        twice = max(2 * left - len(self.ticks), 0)  # that time, doubled
+        counts = [(t * twice + self.round) // (2 * self.round) for t in self.ticks]
+        clocks = [(self._time(i, k), i) for i, k in enumerate(counts)]
+        heapq.heapify(clocks)
+        for _ in range(left - sum(counts)):
+            source = clocks[0][1]
+            counts[source] += 1
+            heapq.heapreplace(clocks, (self._time(source, counts[source]), source))
+        source = clocks[0][1]
+        return source, rounds * self.ticks[source] + counts[source]
+
+    def _time(self, source: int, tick: int) -> Fraction:
+        """When that tick is, in half rounds."""
+        return Fraction(2 * tick + 1, self.ticks[source])
+
+
+def repetition(weights: Sequence[float], rows: Sequence[int], samples: int) -> list[float]:
+    """Epochs of each source in a run.
+
+    Args:
+        weights: of each source.
+        rows: of each source, in one epoch.
+        samples: rows that the run draws from all sources.
+    """
+    total = math.fsum(weights)
+    return [samples * w / total / n for w, n in zip(weights, rows, strict=True)]
+
+
+def keep(lengths: Ints, long_tokens: int, short_keep: float, seed: int) -> NDArray[np.bool_]:
+    """Which documents stay: every long one, and short ones with a fixed probability.
+
+    The choice is a hash of the document's number and the seed: the same on every rank and in every
+    order. It raises the share of tokens in long documents; the share of each source stays what its
+    weight says. Source: Fu et al. 2402.10171, per-source length up-sampling, as LongGen uses it.
+
+    Args:
+        lengths: `[documents]` tokens in each.
+        long_tokens: documents of at least that many tokens are long.
+        short_keep: probability that a shorter one stays.
+        seed: of the choice.
+
+    Returns:
+        `[documents]`.
+    """
+    return (lengths >= long_tokens) | (_uniform(len(lengths), seed) < short_keep)
+
+
+def _uniform(count: int, seed: int) -> NDArray[np.float64]:
+    """For each number below `count` one in [0, 1): splitmix64's finaliser over number and seed."""
+    golden = 0x9E3779B97F4A7C15
+    with np.errstate(over="ignore"):
+        x = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(golden)
+        x += np.uint64((seed + 1) * 0xD1342543DE82EF95 % 2**64)
+        for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+            x = (x ^ (x >> np.uint64(shift))) * np.uint64(factor)
+        x ^= x >> np.uint64(31)
+    return (x >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def long_share(lengths: Ints, long_tokens: int) -> float:
+    """Share of all tokens that are in documents of at least `long_tokens`; 0 without tokens."""
+    total = int(lengths.sum(dtype=np.int64))
+    return int(lengths[lengths >= long_tokens].sum(dtype=np.int64)) / total if total else 0.0

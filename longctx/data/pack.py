@@ -7,44 +7,10 @@ seconds for ten million documents; the result takes 12 bytes a piece and 8 a row
 """
 
 from bisect import bisect_left, insort
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-Ints = NDArray[np.signedinteger[Any]]
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Rows of pieces in compressed form: row `r` holds pieces `offsets[r]:offsets[r + 1]`.
-
-    Args:
-        offsets: `[rows + 1]`.
-        document: `[pieces]` index of the piece's document.
-        start: `[pieces]` the piece's first token in its document.
-        length: `[pieces]` tokens.
-    """
-
-    offsets: Ints
-    document: Ints
-    start: Ints
-    length: Ints
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-    def pieces(self, row: int) -> list[tuple[int, int, int]]:
-        """(document, start, length) of each piece of `row`, in order."""
-        span = slice(int(self.offsets[row]), int(self.offsets[row + 1]))
-        columns = (self.document[span], self.start[span], self.length[span])
-        return list(zip(*(column.tolist() for column in columns), strict=True))
-
-
-def smallest(values: Ints) -> Ints:
-    """The same numbers in half the memory where they fit."""
-    return values.astype(np.int32) if values.max(initial=0) < 2**31 else values
+from longctx.data.corpus import Ints, Rows, smallest
 
 
 def concat(lengths: Ints, row: int, seed: int) -> Rows:

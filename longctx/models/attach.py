@@ -1,8 +1,8 @@
 """Fits an attention method and exact rotary frequencies into transformers' stock model classes.
 
 With `load.py` the one place that touches transformers' internals: the attention and mask
-interfaces, and the rotary module. Nothing global is overwritten; a method gets a name of its own,
-and only the rotary module of the model at hand is changed.
+interfaces, the rotary module, and hooks before attention layers. Nothing global is overwritten; a
+method gets a name of its own, and only the model at hand is changed.
 """
 
 import dataclasses
@@ -15,14 +15,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
+from transformers import AttentionInterface, Cache, PreTrainedConfig, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface
 
 from longctx.attention.method import EvictingMethod, Method
 from longctx.attention.ops.oracle import rotate
 from longctx.errors import UserError
-from longctx.models import dynamic_rope
-from longctx.models.cache_guard import attention_layers, hang, mark_caches, unhang
+from longctx.models import dynamic_rope, evicting_cache
+
+MARK = "longctx_keys"  # attribute of the caches that were filled here
+TRUE = "true positions"  # also of a cache without mark: it comes from a plain model
+LATE = "_late_rotary"  # ends the name of an attention that rotates by itself, in transformers
 
 
 def register_attention(method: Method, config: PreTrainedConfig) -> str:
@@ -44,11 +47,16 @@ def register_attention(method: Method, config: PreTrainedConfig) -> str:
                 f"attention {method.name!r} evicts cached keys, and a dynamic rope rotates "
                 "all of them in every call: choose another rope"
             )
-        name += dynamic_rope.SUFFIX
+        name += LATE
         attend = dynamic_rope.rotating(method.name, attend)
     AttentionInterface.register(name, attend)
     AttentionMaskInterface.register(name, _padding_mask)
     return name
+
+
+def rotates_late(config: PreTrainedConfig) -> bool:
+    """Whether the attention that this model uses now rotates by itself (`dynamic_rope.py`)."""
+    return str(config._attn_implementation).endswith(LATE)
 
 
 def _padding_mask(
@@ -99,7 +107,7 @@ class _Rotary(nn.Module):
         return self
 
     def forward(self, x: Tensor, position_ids: Tensor, *rest: Any, **named: Any) -> Any:
-        if dynamic_rope.attached(self.config):
+        if rotates_late(self.config):
             return dynamic_rope.identity(x, position_ids, self.inv_freq.numel())
         if self.key_positions is not None:
             position_ids = self.key_positions(position_ids)
@@ -147,7 +155,7 @@ def guard_rotary(
             )
     if method.turns_queries:
         _require_one_rope(model, method.name)
-    rotates = method.turns_queries or dynamic_rope.attached(model.config)
+    rotates = method.turns_queries or rotates_late(model.config)
     if rotates:
         what = f"attention {method.name!r}" if method.turns_queries else "dynamic rope"
         _require_halves(model, what)
@@ -209,3 +217,78 @@ def _rotates_in_halves(layer: type[nn.Module], rotary: Any) -> bool:
     except (TypeError, RuntimeError, ValueError):
         return False
     return turned.shape == x.shape and torch.allclose(turned, rotate(x, angles[:, None]))
+
+
+class CacheGuard:
+    """A cache belongs to the attention that filled it: keys rotated for another one are refused.
+
+    Runs before the first attention layer, as its hook: it marks an empty cache with what its keys
+    are rotated for, and compares the mark of a filled one. Reordering, selecting and copying a
+    cache keep the mark, and a copy of the model copies the hook. An attention that evicts tokens
+    gets its own kind of layers in the empty cache here, whoever made it, and is told before each
+    call where padding stands. Costs a comparison a call.
+
+    Args:
+        method: the attention of the layer.
+        mark: what its keys are rotated for.
+        layers: how many the model has.
+    """
+
+    def __init__(self, method: Method, mark: str, layers: int) -> None:
+        self.method, self.mark, self.layers = method, mark, layers
+
+    def __call__(self, layer: Any, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+        """Marks an empty cache, and raises UserError for one that another attention filled."""
+        for given in (*args, *named.values()):
+            if not isinstance(given, Cache):
+                continue
+            columns = int(given.get_seq_length(layer.layer_idx))
+            if not columns:
+                evicting_cache.fit_layers(given, self.method, self.layers)
+                setattr(given, MARK, self.mark)
+            elif (theirs := getattr(given, MARK, TRUE)) != self.mark:
+                raise UserError(
+                    f"the cache holds keys rotated for {theirs}, and this model's attention needs "
+                    f"them rotated for {self.mark}: start with an empty cache"
+                )
+            if isinstance(self.method, EvictingMethod):
+                mask = named.get("attention_mask")
+                padding = mask if mask is not None and mask.dim() == 2 else None
+                new = (args[0] if args else named["hidden_states"]).shape[1]
+                positions = named.get("position_ids")
+                call = evicting_cache.Call(self.method, columns, new, padding, positions)
+                evicting_cache.announce(given, call)
+
+
+def attention_layers(model: nn.Module) -> list[Any]:
+    """The decoder's self-attention modules, in order."""
+    return [m for m in model.modules() if hasattr(m, "layer_idx") and hasattr(m, "is_causal")]
+
+
+def hang(layer: nn.Module, hook: Any) -> None:
+    """Makes `hook(layer, args, named)` run before a layer, in place of one of the same class."""
+    unhang(layer, type(hook))
+    layer.register_forward_pre_hook(hook, with_kwargs=True)
+
+
+def unhang(layer: nn.Module, kind: type) -> None:
+    """Takes hooks of a class off a layer."""
+    for key in [key for key, held in layer._forward_pre_hooks.items() if isinstance(held, kind)]:
+        del layer._forward_pre_hooks[key], layer._forward_pre_hooks_with_kwargs[key]
+
+
+def mark_caches(model: PreTrainedModel, method: Method) -> None:
+    """Lets the model refuse caches with keys that its attention cannot read.
+
+    Args:
+        model: with its attention set.
+        method: that attention; methods that leave keys at their true positions share caches.
+    """
+    elsewhere = method.moves_keys or rotates_late(model.config)
+    name = model.config._attn_implementation
+    mark = name if elsewhere else TRUE
+    if isinstance(method, EvictingMethod):
+        mark = f"{TRUE}, as far as {name} keeps them"
+    layers = attention_layers(model)
+    for layer in layers[:1]:
+        hang(layer, CacheGuard(method, mark, 1 + max(each.layer_idx for each in layers)))

@@ -24,17 +24,10 @@ from longctx.attention.ops import causal
 from longctx.attention.ops.oracle import rotate
 from longctx.config.rope import RopeConfig
 
-SUFFIX = "_late_rotary"  # of the attention's name in transformers; it tells both sides
-
 
 def wanted(config: PreTrainedConfig) -> bool:
     """Whether the angles of this model depend on the length of the call."""
     return bool(config.rope_parameters.get("rope_type") == "dynamic")
-
-
-def attached(config: PreTrainedConfig) -> bool:
-    """Whether the attention that this model uses now is one that rotates."""
-    return str(config._attn_implementation).endswith(SUFFIX)
 
 
 def identity(x: Tensor, position_ids: Tensor, half: int) -> tuple[Tensor, Tensor]:

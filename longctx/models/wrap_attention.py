@@ -11,7 +11,7 @@ from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
 from longctx.errors import UserError
-from longctx.models import attach, dynamic_rope
+from longctx.models import attach
 
 Attend = Callable[..., Any]
 
@@ -50,7 +50,7 @@ def require_angles_by_position(decoder: Any, setting: str) -> None:
         setting: that spreads a row, for the message.
     """
     for rotary in attach.rotary_modules(decoder):
-        late = dynamic_rope.attached(rotary.config)
+        late = attach.rotates_late(rotary.config)
         if rotary.rope_type in ("dynamic", "longrope") and not late:
             raise UserError(
                 f"{setting}: the angles of rope {rotary.rope_type!r} depend on the longest "

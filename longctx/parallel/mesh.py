@@ -1,4 +1,4 @@
-"""Which rank this process is, and the few collectives the trainer needs.
+"""Which rank this process is, its part of a batch, and the few collectives the trainer needs.
 
 The same code runs under `deepspeed`, `torchrun` and plain `python` (then a world of one, without
 opening a port), with NCCL on GPUs and gloo on CPU.
@@ -12,9 +12,11 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
+from longctx.batch import Batch
 from longctx.errors import UserError
 
 T = TypeVar("T")
+WHOLE = ("contexts", "context_mask")  # every rank's tokens see all contexts of their row
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,30 @@ class Mesh:
     def barrier(self) -> None:
         """Waits for all ranks."""
         dist.barrier()
+
+
+def shard(batch: Batch, mesh: Mesh) -> Batch:
+    """The tokens of this rank: the sp_rank-th of sp_size equal parts of each row (`parallel.sp`).
+
+    Ranks that share a row read it whole and keep their part: no communication, and a copy of it.
+    Labels are shifted already, so the last token of a part has its label here; positions are the
+    true ones, which go on from the part before.
+
+    Args:
+        batch: whole rows.
+        mesh: the ranks.
+    """
+    if mesh.sp_size == 1:
+        return batch
+    length = batch.tokens.shape[1]
+    assert length % mesh.sp_size == 0, "RunConfig checks it"
+    own = length // mesh.sp_size
+    start = mesh.sp_rank * own
+    parts = {
+        name: x if name in WHOLE else x[:, start : start + own].contiguous()
+        for name, x in batch.tensors().items()
+    }
+    return Batch(**parts)
 
 
 def first_to(deed: str) -> bool:

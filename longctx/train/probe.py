@@ -14,8 +14,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from longctx.batch import IGNORE, Batch
-from longctx.parallel.mesh import Mesh
-from longctx.parallel.shard import shard
+from longctx.parallel.mesh import Mesh, shard
 from longctx.parallel.zero import Engine
 from longctx.train.loss import LOGITS_BYTES
 

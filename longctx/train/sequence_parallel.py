@@ -1,6 +1,6 @@
 """Prepares a model for rows that several ranks share (`parallel.sp`): its attention, its contexts.
 
-What a rank's part of a row is stands in `longctx/parallel/shard.py`, what it costs in `ulysses.py`
+What a rank's part of a row is stands in `longctx/parallel/mesh.py`, what it costs in `ulysses.py`
 and `exchange.py` there.
 """
 

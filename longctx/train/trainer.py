@@ -14,20 +14,18 @@ from torch import Tensor, nn
 
 from longctx.batch import Batch
 from longctx.config import RunConfig
-from longctx.data.prefetch import Prefetch
+from longctx.data.loader import Prefetch
 from longctx.errors import UserError
-from longctx.parallel.mesh import Mesh
-from longctx.parallel.shard import shard
+from longctx.parallel.mesh import Mesh, shard
 from longctx.parallel.zero import Engine
 from longctx.recipe import Data, Recipe, settings_of
 from longctx.train import meter
-from longctx.train.bad_steps import DivergedError, Guard
 from longctx.train.checkpoint import reader, writer
 from longctx.train.checkpoint.background import Saver
 from longctx.train.checkpoint.resume import require_same
 from longctx.train.log import Log, say
 from longctx.train.node_copy import node_copy
-from longctx.train.optim import adamw, freeze_all_but, learning_rate
+from longctx.train.optim import DivergedError, Guard, adamw, freeze_all_but, learning_rate
 from longctx.train.probe import Running, Score
 from longctx.train.sequence_parallel import share_rows
 from longctx.train.signals import Asked, Stopped
@@ -45,7 +43,7 @@ class StepResult:
         seconds: wall time.
         data_seconds: of it, waiting for data.
         flops: model FLOPs of this rank.
-        taken: True if the weights were updated; `longctx/train/bad_steps.py` skips bad steps.
+        taken: True if the weights were updated; `Guard` in `optim.py` leaves a bad step out.
     """
 
     loss: float
@@ -105,6 +103,7 @@ class Trainer:
         run.train.check_rows(mesh.dp_size)
         self.run, self.mesh = run, mesh
         self.run_dir = Path(run.run_dir)
+        self.step_tokens = run.train.batch_rows * run.row_tokens
         self.checkpoints = self.run_dir / "checkpoints"
         resumed = self._find_checkpoint()
         self.data = recipe.build_data(run)
@@ -200,7 +199,7 @@ class Trainer:
             loss=loss,
             grad_norm=grad_norm,
             lr=lr,
-            tokens=self.run.train.batch_rows * self.run.row_tokens,
+            tokens=self.step_tokens,
             seconds=time.perf_counter() - begin,
             data_seconds=data_seconds,
             flops=sum(meter.batch_flops(self.counts, b) for b in rows) / self.mesh.sp_size,

@@ -9,7 +9,7 @@ from deepspeed.utils import safe_get_full_grad
 
 from longctx.batch import Batch
 from longctx.config import RunConfig
-from longctx.parallel.shard import shard
+from longctx.parallel.mesh import shard
 from longctx.train.sequence_parallel import share_rows
 from longctx.train.trainer import Trainer
 from tests.helpers.methods import LAYERS

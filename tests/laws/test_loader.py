@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from longctx.batch import IGNORE
+from longctx.data.loader import Prefetch
 from longctx.data.pack import PACKERS
-from longctx.data.prefetch import Prefetch
 from tests.helpers.numbered import loader
 
 LENGTHS = st.lists(st.integers(2, 60), min_size=1, max_size=30)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from longctx.data.mixture import Mixture, keep, long_share, repetition
+from longctx.data.loader import Mixture, keep, long_share, repetition
 
 WEIGHTS = st.lists(
     st.sampled_from([0.01, 0.025, 0.045, 0.15, 0.5, 0.67, 1, 2, 3.5, 7]), min_size=1, max_size=7

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from longctx.data.pack import PACKERS, Rows, best_fit, concat, describe
+from longctx.data.corpus import Rows
+from longctx.data.pack import PACKERS, best_fit, concat, describe
 
 LENGTHS = st.lists(st.integers(1, 60), min_size=1, max_size=30)
 

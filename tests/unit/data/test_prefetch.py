@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from longctx.data.prefetch import Prefetch
+from longctx.data.loader import Prefetch
 
 
 class Slow:

@@ -11,7 +11,7 @@ from longctx.attention.full import Full
 from longctx.attention.ops import oracle
 from longctx.config import RopeConfig
 from longctx.errors import UserError
-from longctx.models import dynamic_rope
+from longctx.models import attach, dynamic_rope
 from longctx.models.load import build_model, load_model
 
 WINDOW, BASE = 12, 10000.0
@@ -84,7 +84,7 @@ def test_without_a_cache_it_is_transformers_own(kind):
     network = model(kind)
     stock = copy.deepcopy(network)
     stock.set_attn_implementation("sdpa")
-    assert dynamic_rope.attached(network.config) and not dynamic_rope.attached(stock.config)
+    assert attach.rotates_late(network.config) and not attach.rotates_late(stock.config)
     for length in (33, 7, 50, WINDOW):
         ids = tokens(2, length, seed=length)
         ours, theirs = (m(ids, use_cache=False).logits for m in (network, stock))
@@ -207,10 +207,10 @@ def test_exported_it_is_a_plain_checkpoint(tmp_path):
     network.save_pretrained(tmp_path / "model")
     again = load_model(str(tmp_path / "model"))
     assert again.config.rope_parameters["rope_type"] == "dynamic"
-    assert dynamic_rope.attached(again.config)
+    assert attach.rotates_late(again.config)
     torch.testing.assert_close(again(text).logits, network(text).logits, rtol=0, atol=1e-12)
     kept = (tmp_path / "model" / "config.json").read_text()
-    assert dynamic_rope.SUFFIX not in kept
+    assert attach.LATE not in kept
 
 
 def test_what_cannot_be_rotated_late_is_refused():

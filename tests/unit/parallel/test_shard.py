@@ -6,8 +6,7 @@ import torch
 from longctx.batch import IGNORE, Batch
 from longctx.errors import UserError
 from longctx.parallel import mesh
-from longctx.parallel.mesh import Mesh
-from longctx.parallel.shard import WHOLE, shard
+from longctx.parallel.mesh import WHOLE, Mesh, shard
 
 CPU = torch.device("cpu")
 

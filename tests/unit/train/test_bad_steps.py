@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from longctx.train.bad_steps import FEWEST, WINDOW, DivergedError, Guard
+from longctx.train.optim import FEWEST, WINDOW, DivergedError, Guard
 
 
 def guard(max_skipped=3, skip_above=0.0, **state):
