@@ -12,7 +12,7 @@ from typing import Any
 
 from longctx.eval.evaluation import Evaluation
 from longctx.eval.journal import Journal
-from longctx.eval.provenance import digest, facts, identity, label, made
+from longctx.eval.provenance import digest, facts, identity, label, made, trained
 from longctx.eval.report import write_report
 from longctx.eval.results import RESULTS, Results, read_results, write_atomically, write_results
 from longctx.eval.subject import Subject, require_own_tokenizer
@@ -87,6 +87,8 @@ def evaluate(cfg: Evaluation, ranks: Mesh | None = None) -> tuple[Results, str]:
             write_results(results, out)
         journal.end()
     results["label"] = label(cfg)
+    if (run := trained(cfg.path)) is not None:
+        results["trained"] = run
     if not journal.first:
         return results, ""
     write_results(results, out)

@@ -14,6 +14,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from longctx.eval.evaluation import Evaluation
 from longctx.eval.results import Results
 from longctx.eval.subject import Subject, device_name, tokenizer_hash
@@ -101,6 +103,31 @@ def facts(subject: Subject) -> Results:
         "native_window": round(native),
         "window": told["window"],
     }
+
+
+def trained(path: str) -> dict[str, Any] | None:
+    """On how many tokens the model was trained, as far as training runs recorded it.
+
+    Args:
+        path: of the model. `RUN/hf` is what the run in `RUN` wrote.
+
+    Returns:
+        `tokens` of that run and of those before it, and `start`, the model that the first of them
+        started from. None without a record.
+    """
+    run = Path(path).expanduser().resolve().parent
+    if Path(path).name != "hf":
+        return None
+    try:
+        lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        settings = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+        tokens, start = int(json.loads(lines[-1])["tokens"]), settings["model"]["path"]
+    except (OSError, ValueError, LookupError, TypeError, yaml.YAMLError):
+        return None
+    before = trained(start) if start else None
+    if before is None:
+        return {"tokens": tokens, "start": start}
+    return {"tokens": tokens + before["tokens"], "start": before["start"]}
 
 
 def made(seed: int) -> Results:

@@ -15,7 +15,7 @@ from longctx.errors import UserError
 from longctx.eval import evaluate as run
 from longctx.eval import quiz
 from longctx.eval.config import EvalConfig, found_tasks
-from longctx.eval.provenance import identity
+from longctx.eval.provenance import identity, trained
 from longctx.eval.tasks.contexts import Contexts
 from longctx.eval.tasks.k_max import KMax
 from longctx.eval.tasks.passkey import Passkey
@@ -211,6 +211,38 @@ def test_a_type_that_is_left_open_is_that_of_the_device(cfg):
 def test_files_of_a_model_below_the_home_directory_are_looked_at(cfg, made, monkeypatch):
     monkeypatch.setenv("HOME", str(made))
     assert identity(replace(cfg, model=ModelConfig("tiny", "~/model", {}, None)))["files"]
+
+
+def write_run(folder, tokens, start):
+    (folder / "hf").mkdir(parents=True)
+    lines = [json.dumps({"step": i, "tokens": tokens * i // 2}) for i in (1, 2)]
+    (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    (folder / "config.yaml").write_text(f"model: {{name: x, path: {start}}}\n")
+    return str(folder / "hf")
+
+
+def test_tokens_of_a_run_and_of_those_before_it(tmp_path):
+    first = write_run(tmp_path / "first", 1000, "a/hub")
+    second = write_run(tmp_path / "second", 200, first)
+    assert trained(first) == {"tokens": 1000, "start": "a/hub"}
+    assert trained(second) == {"tokens": 1200, "start": "a/hub"}
+    scratch = write_run(tmp_path / "scratch", 50, "null")
+    assert trained(scratch) == {"tokens": 50, "start": None}
+    for path in ("a/hub", str(tmp_path / "first"), str(tmp_path / "none" / "hf")):
+        assert trained(path) is None
+    (tmp_path / "first" / "metrics.jsonl").write_text("")
+    assert trained(second) == {"tokens": 200, "start": first}
+
+
+def test_the_results_keep_what_the_run_recorded(cfg, made, tmp_path):
+    path = write_run(tmp_path / "run", 4096, "base")
+    shutil.copytree(made / "model", path, dirs_exist_ok=True)
+    model = ModelConfig("tiny", path, {}, None)
+    results, report = run.evaluate(replace(cfg, tasks=["k_max"], model=model))
+    assert results["trained"] == {"tokens": 4096, "start": "base"}
+    assert "| run | 4,096 |" in report
+    results, report = run.evaluate(replace(cfg, tasks=["k_max"], out=cfg.out + "2"))
+    assert "trained" not in results and "trained on" not in report
 
 
 def test_each_task_keeps_how_it_was_made(cfg, monkeypatch):

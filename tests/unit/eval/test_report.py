@@ -188,6 +188,16 @@ def test_models_of_other_windows_share_the_lengths_inside_all_of_them():
     assert [name for name in head if "passkey" in name] == ["passkey at 512 (inside the window), %"]
 
 
+def test_tokens_that_models_were_trained_on():
+    base, ours, other = results("base"), results("ours", 512), results("other")
+    base["model"], other["model"] = "assets/base", "elsewhere"
+    assert not any("trained on" in name for name in headline(base, other)[1])
+    ours["trained"] = {"tokens": 1234567, "start": "assets/base"}
+    lines, head, rows = headline(base, ours, other)
+    assert head[1] == "trained on, tokens" and [row[1] for row in rows] == ["0", "1,234,567", "-"]
+    assert any("what such a run started from" in line for line in lines)
+
+
 def test_what_an_interval_cannot_tell_apart_is_not_ranked():
     close, far = results("close", perplexity=12.5), results("far", perplexity=30.0)
     _, _, rows = headline(results("ours"), close, far)
