@@ -1,6 +1,7 @@
 """Writes the tables of docs/results.md and README.md from what the scripts in launch/ measured.
 
 python lab/pages/results.py lab outputs/lab        after lab/studies/pi.sh
+python lab/pages/results.py demo outputs/demo      after make demo
 python lab/pages/results.py gguf outputs/gguf      after lab/studies/gguf.sh
 python lab/pages/results.py speed benchmarks/results
 python lab/pages/results.py dca benchmarks/results    after benchmarks/dca.py
@@ -138,23 +139,33 @@ def figures(shown: list[dict[str, Any]], folder: Path) -> list[str]:
     ]
 
 
-def summary(out: Path) -> str:
-    """README's table: base, PI and direct fine-tuning after 200 steps."""
+def demo(out: Path) -> str:
+    """README's table: what `make demo` measured, and on how many tokens each was trained."""
     rows = []
     lengths: list[int] = []
-    for label, name in (
-        ("the model itself", "direct_ft-0"),
-        ("`recipe=pi`, not trained", "pi-0"),
-        ("`recipe=pi`, 200 steps", "pi-200"),
-        ("`recipe=direct_ft`, 200 steps", "direct_ft-200"),
+    trained = f"{read_metrics(out / 'dca')[-1]['tokens']:,}"
+    for label, tokens, folder in (
+        ("the model itself", "", out / "base"),
+        ("Dual Chunk Attention", "0", out / "untrained"),
+        ("Dual Chunk Attention, `recipe=dca_ft`", trained, out),
     ):
-        results = read_results(out / name)
+        results = read_results(folder)
         cells = perplexities(results)
         lengths = sorted(cells)
-        reach = results["tasks"]["k_max"]["result"]["k_max"]
-        rows.append([label, *(f"{cells[n]:.1f}" for n in lengths), f"{reach:,}"])
-    head = ["lab model, window 256", *(f"perplexity at {n:,}" for n in lengths), "k_max"]
-    return "\n".join(["", *table(head, rows)])
+        quiz = results["tasks"]["passkey"]["result"]["cells"]
+        found = [[c["rate"] for c in quiz if c["length"] == n] for n in lengths]
+        keys = [f"{sum(r) / len(r):.0%}" for r in found]
+        rows.append([label, tokens, *(f"{cells[n]:.1f}" for n in lengths), *keys])
+    head = ["lab model, window 256", "trained on, tokens"]
+    head += [f"perplexity at {n:,}" for n in lengths] + [f"keys at {n:,}" for n in lengths]
+    settings = results["tasks"]["perplexity"]["settings"]
+    prompts = sum(c["samples"] for c in quiz if c["length"] == lengths[0])
+    note = (
+        f"Perplexity by `{PROTOCOL}`, stride {settings['stride']}, of texts held out; keys: share "
+        f"of passkeys found, {prompts} prompts a length over {len(found[0])} depths. Made by "
+        f"`make demo`, commit {results['commit']}."
+    )
+    return "\n".join(["", *table(head, rows), note, ""])
 
 
 def asset(out: Path) -> str:
@@ -292,8 +303,9 @@ def main(which: str, out: Path) -> None:
     page = ROOT / "docs" / "results.md"
     if which == "lab":
         replace(page, "lab", section(out, ROOT / "docs"))
-        replace(ROOT / "README.md", "lab", summary(out))
         replace(ROOT / "assets" / "lab-llama" / "README.md", "lab", asset(out))
+    elif which == "demo":
+        replace(ROOT / "README.md", "demo", demo(out))
     elif which == "gguf":
         replace(page, "gguf", gguf(out))
     elif which == "dca":

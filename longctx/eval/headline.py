@@ -1,8 +1,8 @@
 """The first table of a report: one row a model, the main numbers of each task.
 
 A number that depends on the length stands there twice: at the longest length inside every model's
-native window, where an extension may cost something, and at the longest of all, where it must gain.
-A mean over both would let a base that is lost beyond its window win by what it does inside it.
+native window, where an extension may cost something, and at the longest of all, where it must gain;
+where few tasks and lengths were measured, at each length. A mean over lengths would let a base that is lost beyond its window win by what it does inside it.
 The best of a column is bold, with all that a 95% interval cannot tell from it, where all were
 measured alike; what was not is marked. Costs nothing.
 """
@@ -13,12 +13,13 @@ from math import hypot
 from typing import Any
 
 from longctx.eval.answers import wilson
-from longctx.eval.results import Results, result_of, unlike
+from longctx.eval.results import Results, result_of, tasks_of, unlike
 from longctx.eval.tables import table
 
 Value = tuple[float, float]
 Z = 1.96
 MARK = " †"
+FEW_TASKS, FEW_LENGTHS = 2, 5  # up to so many, every length has a column
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,8 @@ def at_lengths(
 ) -> Iterator[Column]:
     """A column inside the native window and one at the longest length that all share.
 
+    A column for every shared length where both tasks and lengths are few.
+
     Args:
         models: of the report.
         rows: for each of them length, tokens -> value; empty where it lacks the task.
@@ -114,7 +117,8 @@ def at_lengths(
     lengths = shared(rows)
     native = [int(m["native_window"]) for m, row in zip(models, rows, strict=True) if row]
     inside = [n for n in lengths if n <= min(native)]
-    for length in dict.fromkeys([*inside[-1:], *lengths[-1:]]):
+    few = len(tasks_of(models)) <= FEW_TASKS and len(lengths) <= FEW_LENGTHS
+    for length in lengths if few else dict.fromkeys([*inside[-1:], *lengths[-1:]]):
         at = f"{length:,}"
         if inside[-1:] == [length]:
             at += " (inside the window)"

@@ -188,6 +188,23 @@ def test_models_of_other_windows_share_the_lengths_inside_all_of_them():
     assert [name for name in head if "passkey" in name] == ["passkey at 512 (inside the window), %"]
 
 
+def test_few_tasks_and_lengths_have_a_column_for_each_length():
+    base, ours = results("base"), results("ours", 512)
+    cells = [
+        {"length": n, "depth": 0, "rate": n <= 256, "samples": 50} for n in (128, 256, 512, 1024)
+    ]
+    for model in (base, ours):
+        del model["tasks"]["k_max"]
+        model["tasks"]["passkey"]["result"]["cells"] = cells
+    _, head, _ = headline(base, ours)
+    assert [name for name in head if "passkey" in name] == [
+        "passkey at 128 (0.5 x the window), %",
+        "passkey at 256 (inside the window), %",
+        "passkey at 512 (2 x the window), %",
+        "passkey at 1,024 (4 x the window), %",
+    ]
+
+
 def test_tokens_that_models_were_trained_on():
     base, ours, other = results("base"), results("ours", 512), results("other")
     base["model"], other["model"] = "assets/base", "elsewhere"
