@@ -2,7 +2,8 @@
 
 A number that depends on the length stands there twice: at the longest length inside every model's
 native window, where an extension may cost something, and at the longest of all, where it must gain;
-where few tasks and lengths were measured, at each length. A mean over lengths would let a base that is lost beyond its window win by what it does inside it.
+where few tasks and lengths were measured, at each length. A mean over lengths would let a base that
+is lost beyond its window win by what it does inside it.
 The best of a column is bold, with all that a 95% interval cannot tell from it, where all were
 measured alike; what was not is marked. Costs nothing.
 """
