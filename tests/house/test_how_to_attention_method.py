@@ -44,8 +44,9 @@ def test_it_trains_and_is_measured(printed, tree):
 
 
 def test_the_house_rules_hold(printed, tree):
-    rules = "tests/house/test_names.py tests/unit/test_cli.py"
-    how_to.succeed(tree, how_to.python(f"-m pytest -q -p no:cacheprovider {rules}"))
+    rules = [f"tests/house/test_{rule}.py" for rule in ("names", "words", "settings", "sizes")]
+    tests = " ".join([*rules, "tests/unit/test_cli.py"])
+    how_to.succeed(tree, how_to.python(f"-m pytest -q -p no:cacheprovider {tests}"))
     how_to.succeed(tree, f"ruff check {FILE} && ruff format --check {FILE}")
 
 
@@ -72,7 +73,8 @@ def test_a_wrong_method_fails_with_the_four_files_alone(printed, tree):
                 own = tree / path.replace("sliding_blocks", name)
                 own.write_text(text.replace("name: sliding_blocks", f"name: {name}"))
     chosen = " or ".join(WRONG)
-    tests = f"-m pytest -q --tb=line -p no:cacheprovider tests/unit/attention/test_methods.py -k '{chosen}'"
+    shared = "tests/unit/attention/test_methods.py"
+    tests = f"-m pytest -q --tb=line -p no:cacheprovider {shared} -k '{chosen}'"
     done = how_to.run(tree, how_to.python(tests))
     assert done.returncode == 1, done.stdout[-2000:] + done.stderr
     failed = [line for line in done.stdout.splitlines() if line.startswith("FAILED")]
