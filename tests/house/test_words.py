@@ -122,7 +122,7 @@ def test_every_module_that_a_page_runs_exists():
 
 
 def test_the_index_names_every_page():
-    """A page that docs/index.md does not name is not found by a reader; a method's is, by its name."""
+    """A page that docs/index.md does not name is not found; a method's is, by its file's name."""
     linked = set(LINK.findall(text("docs/index.md")))
     pages = {str(Path(p).relative_to("docs")) for p in found("docs/**/*.md")}
     missing = pages - linked - {"index.md"}
