@@ -8,6 +8,8 @@ import pytest
 
 from tests.helpers import pages
 
+pytestmark = pytest.mark.long
+
 PAGES = pages.pages()
 PYTHON = [p for p in PAGES if any(b.language == "python" for b in pages.blocks(p))]
 COMMANDS = [p for p in PAGES if pages.commands(p)]

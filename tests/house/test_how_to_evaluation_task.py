@@ -2,7 +2,11 @@
 
 import json
 
+import pytest
+
 from tests.helpers import how_to
+
+pytestmark = pytest.mark.long
 
 PAGE = "docs/how-to/evaluation-task.md"
 

@@ -7,6 +7,8 @@ import pytest
 
 from tests.helpers import how_to
 
+pytestmark = pytest.mark.long
+
 PAGE = "docs/how-to/recipe.md"
 
 

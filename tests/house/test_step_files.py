@@ -1,6 +1,10 @@
 """A reader of one training step opens few files."""
 
+import pytest
+
 from lab.step_files import step_files
+
+pytestmark = pytest.mark.long
 
 MOST = 16
 

@@ -26,6 +26,8 @@ from longctx.eval.tasks.template import Template
 from longctx.models import load
 from longctx.models.load import build_model
 
+pytestmark = pytest.mark.long
+
 TOKENIZER = Path(__file__).resolve().parents[3] / "assets" / "lab-llama"
 CONTEXTS = Contexts(["cepe_tail_matched"], [0, 2], 32, 64, 32, True, 2, None)
 RETRIEVAL = RetrievalPerplexity(None, [0, 2], [2], 32, 64, 32, 1.0, 2, None)

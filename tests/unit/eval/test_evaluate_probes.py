@@ -15,6 +15,8 @@ from longctx.eval.tasks.ruler import NEW_TOKENS
 from longctx.models.load import build_model, load_tokenizer
 from tests.helpers.material import ESSAY, write_material
 
+pytestmark = pytest.mark.long
+
 TOKENIZER = Path(__file__).resolve().parents[3] / "assets" / "lab-llama"
 ARCHITECTURE = {
     "model_type": "llama",

@@ -9,6 +9,8 @@ from longctx.eval.report import headline_of, write_report
 from longctx.eval.results import differences, read_results, write_results
 from longctx.eval.tasks import perplexity
 
+pytestmark = pytest.mark.long
+
 PNG = b"\x89PNG"
 
 

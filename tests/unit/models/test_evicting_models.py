@@ -16,6 +16,8 @@ from longctx.models.evicting_cache import KeptLayer, cache_bytes
 from tests.helpers.methods import EVICTING, FIRST
 from tests.helpers.networks import KINDS, network, plain_twin, tokens
 
+pytestmark = pytest.mark.long
+
 WINDOW = {"name": "longgen_window", "sink_tokens": 2, "window_tokens": 5}
 BLOCKS = {"name": "longgen_blocks", "block_size": 3, "local_blocks": 2, "stride": 3}
 SPARSE = [*(FIRST[name] for name in EVICTING), BLOCKS | {"heads_share": True, "offset": 1}]

@@ -13,6 +13,8 @@ from longctx.plan.budget import Planner
 from longctx.plan.machine import Machine
 from longctx.recipe import find_recipe
 
+pytestmark = pytest.mark.long
+
 # recipe, model, ranks, tokens of the whole run in 10^9: of rows, with their contexts
 PAPERS = [
     ("pi", "llama2_7b", 8, 0.524288),  # 1,000 steps x 64 rows x 8,192 (2306.15595)

@@ -19,6 +19,8 @@ from longctx.recipe import find_recipe
 from longctx.train.trainer import Trainer
 from tests.helpers.process import ROOT
 
+pytestmark = pytest.mark.long
+
 RECIPES = sorted(path.stem for path in (ROOT / "conf" / "recipe").glob("*.yaml"))
 MODELS = ["llama2_7b", "lab_scratch"]  # paper and lab; their weights are not read
 

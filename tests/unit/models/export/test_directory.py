@@ -16,6 +16,8 @@ from longctx.errors import UserError
 from longctx.models.export.directory import export
 from longctx.models.load import build_model, load_model, load_tokenizer
 
+pytestmark = pytest.mark.long
+
 TINY = {
     "model_type": "llama", "vocab_size": 96, "hidden_size": 32, "intermediate_size": 48,
     "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,

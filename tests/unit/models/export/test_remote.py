@@ -27,6 +27,8 @@ from longctx.models.load import architecture_of, build_model
 from tests.helpers.methods import FIRST, kind_of
 from tests.helpers.networks import KINDS, WINDOW, network, tokens
 
+pytestmark = pytest.mark.long
+
 DCA = {"name": "dca", "chunk_len": 6, "local_window": 3, "max_positions": 10}
 RECORDED = [name for name in FIRST if not kind_of(name).plain]  # these bring code of their own
 # Without longctx first, then with it, imported after transformers.
