@@ -74,7 +74,7 @@ class Recipe:
         tiny: `(run, seq_len, vocab_size) ->` the fields of the run that the recipe brings along,
             small enough for rows of `seq_len` tokens and a decoder of random weights that knows
             `vocab_size` of them; the parity certificate and the tests train on that.
-        reads_weights: whether `build_model` reads those of `model.path`.
+        reads_weights: whether `build_model` reads the weights of `model.path`.
         distils: whether the loss asks a teacher, which `longctx.commands.teacher` can store.
     """
 

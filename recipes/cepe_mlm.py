@@ -1,6 +1,6 @@
-"""CEPE's encoder, trained from random weights to guess masked tokens: cepe_mlm.
+"""CEPE's encoder, trained from random weights to predict masked tokens: cepe_mlm.
 
-The model of the run is the decoder that the encoder is for; its tokenizer is all that is used.
+The run's model is the decoder that the encoder is for; only its tokenizer is used.
 """
 
 from dataclasses import replace

@@ -1,7 +1,7 @@
-"""CEPED: CEPE for a chat model, which also learns to answer as that model does with full attention.
+"""CEPED: CEPE for a chat model, distilled from the same model with full attention.
 
-The teacher is the same frozen decoder over [context ; input] with cross-attention left out, on line
-or stored before. Held-out rows always ask it on line.
+The teacher is the same frozen decoder over [context ; input] without cross-attention, computed on
+line or stored before. Held-out rows always use it on line.
 """
 
 from dataclasses import replace
@@ -31,7 +31,7 @@ def build_model(run: RunConfig) -> nn.Module:
             f"{run.model.name} has {window:,}: lower contexts.count or data.seq_len"
         )
     if run.teacher.source == "stored" and Path(str(run.teacher.store)).exists():
-        # What is exported long after needs no teacher; `build_data` asks for it to train.
+        # An export needs no teacher; `build_data` requires it for training.
         _stored(run).require_model(decoder_digest(model))
     built: nn.Module = model
     return built

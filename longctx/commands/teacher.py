@@ -4,8 +4,8 @@
 
 The command line is that of the run: the same settings give the same rows, in the same order. One
 forward of the decoder over every row with its contexts; the whole model on each device, a part of
-the rows to each process (under torchrun). Not in data_prep/: that knows no model. What is there
-already stays, so the same command goes on where it was ended.
+the rows to each process (under torchrun). Not in data_prep/: that knows no model. Finished parts
+stay, so the same command resumes an interrupted one.
 """
 
 import shutil
@@ -54,7 +54,7 @@ def distributions(model: Any, loader: Any, samples: range, run: RunConfig) -> It
 
 
 def plan_of(run: RunConfig, model: Any, loader: Any) -> Plan:
-    """What a run's stored teacher is of.
+    """What a run's stored teacher holds.
 
     Raises:
         UserError: if `kl` keeps the whole vocabulary.
@@ -74,7 +74,7 @@ def plan_of(run: RunConfig, model: Any, loader: Any) -> Plan:
 
 
 def announce(path: Path, plan: Plan, missing: list[int], run: RunConfig) -> None:
-    """Prints what will be written, and refuses where there is no room for it.
+    """Prints what will be written, and refuses if the disk is too small.
 
     Raises:
         UserError: if the disk has less room.
@@ -95,7 +95,7 @@ def announce(path: Path, plan: Plan, missing: list[int], run: RunConfig) -> None
 
 
 def write(run: RunConfig, ranks: Mesh) -> Path:
-    """Writes what is missing of a run's stored teacher; its directory. Collective.
+    """Writes the missing parts of a run's stored teacher. Collective.
 
     Args:
         run: with `teacher.source=stored`.

@@ -80,7 +80,7 @@ class Corpus:
 
     @property
     def lengths(self) -> NDArray[np.int64]:
-        """`[documents]` tokens in each; put together anew when asked for."""
+        """`[documents]` tokens in each; concatenated at each call."""
         parts = [s.lengths for s in self.stores]
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
@@ -98,7 +98,7 @@ class Corpus:
 
         Args:
             pieces: (document, start, length) of each, together at most `size` tokens.
-            size: tokens of the row; what the pieces leave is padding, token 0 and not scored.
+            size: tokens of the row; the rest behind the pieces is padding: token 0, not scored.
             mask_documents: positions restart and labels stop at document borders. Off: the row
                 is one stream, a document's last label is the first token of the next.
         """

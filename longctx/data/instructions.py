@@ -6,8 +6,8 @@
 
 and the document ends. Three kinds, whose one right answer can be checked to the letter: a key that
 a passage before the question tells, a word to be repeated, the first or last of a list. A tenth of
-all instructions, by a hash of their text, is held out: the maker of training texts leaves exactly
-those out, and an evaluation asks no others. Costs microseconds an instruction.
+all instructions, by a hash of their text, is held out: training texts leave exactly those out, and
+an evaluation asks no others. Costs microseconds an instruction.
 """
 
 import random
@@ -21,8 +21,8 @@ from longctx.errors import UserError
 QUESTION = "Question: {question}\n"
 ANSWER = "Answer: {answer}\nDone."
 REPLY = re.compile(r"Answer: ([^\n]*\S)\nDone\.")
-HELD_OUT = 10  # one in so many
-PATIENCE = 1000  # draws without a new one
+HELD_OUT = 10  # one instruction in 10
+PATIENCE = 1000  # draws without a new instruction
 # fmt: off
 NAMES = (
     "Emma", "Anne", "Henry", "John", "Mary", "George", "Edward", "Jane", "Harriet", "Frank",

@@ -227,7 +227,10 @@ class Steps(Protocol):
 
 
 class Prefetch:
-    """A loader that is ahead of its caller. Steps may be asked for in any order; rising is fast.
+    """A loader whose next steps are prepared in one background thread while a step computes.
+
+    Steps may be asked for in any order; only rising ones are ready. What the loader raises is
+    raised at the step that it belongs to.
 
     Args:
         loader: where the batches come from.
@@ -243,7 +246,7 @@ class Prefetch:
         self._ready: dict[Place, Future[list[Batch]]] = {}
 
     def step(self, step: int, dp_rank: int, dp_size: int) -> list[Batch]:
-        """The loader's `step`, waiting for what is not ready."""
+        """The loader's `step`; waits until it is ready."""
         if not self.ahead:
             return self.loader.step(step, dp_rank, dp_size)
         if self._thread is None:
@@ -258,7 +261,7 @@ class Prefetch:
         return self._ready.pop(wanted[0]).result()
 
     def close(self) -> None:
-        """Ends the thread; what is under way is waited for. A later `step` starts a new one."""
+        """Ends the thread after its present batch. A later `step` starts a new one."""
         if self._thread is not None:
             self._thread.shutdown(wait=True, cancel_futures=True)
         self._thread = None

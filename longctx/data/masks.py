@@ -1,8 +1,8 @@
 """What is hidden from an encoder: tokens that it has to guess, or parts of its contexts.
 
 Each is a function of (seed, sample), the sample's number in the one global order of rows. So masks
-are the same for every number of ranks and after a resume, and new in every epoch. A generator is
-made for each row, some 20 microseconds.
+are the same for every number of ranks and after a resume, and differ in every epoch. Costs making a
+random generator per row, some 20 microseconds.
 Source: CEPE (2402.16617) and its loader's options.
 """
 
@@ -13,7 +13,7 @@ import numpy as np
 from longctx.batch import IGNORE
 from longctx.data.corpus import Row
 
-# What a stream of random numbers is for; no loader's source has such a number.
+# Keys of the two random streams; no loader's source has such a number.
 TOKENS, CONTEXTS = 0x6D6C6D, 0x637478
 
 
@@ -47,7 +47,7 @@ class MaskTokens:
 
 @dataclass(frozen=True)
 class MaskContexts:
-    """Contexts of which the encoder sees less, so that a decoder learns to do without.
+    """Hides parts of contexts from the encoder, so that the decoder learns to do without.
 
     Args:
         rate: probability that a context is masked.

@@ -40,7 +40,7 @@ class Passkey:
         answer: first and one past the last position of the answer in `tokens`.
         key: the five digits.
         distance: tokens from the first token of the key line to the end of the prompt (without
-            the answer): a model that sees only so many tokens back sees the whole key line.
+            the answer): a model that sees exactly that many tokens back sees the whole key line.
     """
 
     tokens: list[int]
@@ -99,7 +99,7 @@ class _Template:
         return count + 1 if closer and more <= budget else count
 
     def assemble(self, before: int, after: int, key: str) -> Passkey:
-        """The prompt with so many filler sentences before and after the key line."""
+        """The prompt with the given numbers of filler sentences before and after the key line."""
         tokens = self.head + self.filler(before)
         key_at = len(tokens)
         tokens += self.key_line + self.filler(after) + self.question

@@ -103,7 +103,7 @@ class StoreWriter:
         self.documents = self.tokens = 0
 
     def __enter__(self) -> Self:
-        """Starts afresh: what an interrupted run left is removed."""
+        """Starts empty: what an interrupted run left is removed."""
         shutil.rmtree(self._tmp, ignore_errors=True)
         self._tmp.mkdir(parents=True)
         self._files = {name: (self._tmp / name).open("wb") for name in (TOKENS, INDEX, CRC)}

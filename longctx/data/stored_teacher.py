@@ -3,8 +3,8 @@
 A directory of parts, `part_000000.safetensors` with `ids [n s k]` (uint16, uint32 above 65,536
 entries), `probabilities [n s k+1]` (float16, the last one of all other tokens together) and
 `crc [n]` (CRC32 of a row's bytes), beside `meta.json`, which says of which rows, of which model and
-how many. Row `n` belongs to sample `n` of the run's one global order. A part is there in full or
-not at all, so writing goes on where it ended, in any number of processes.
+how many. Row `n` belongs to sample `n` of the run's one global order. A part is complete or
+absent, so writing resumes where it ended, in any number of processes.
 `s x (2k + 2 + k x (2 or 4))` bytes a row: 202 a position with k = 50 and 32,000 entries.
 """
 
@@ -35,7 +35,7 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class Plan:
-    """What a stored teacher is of.
+    """What a stored teacher holds.
 
     Args:
         rows: samples 0 to rows - 1 of a run's order.
@@ -87,14 +87,14 @@ def part_name(part: int) -> str:
 
 
 def begin(path: Path, plan: Plan) -> list[int]:
-    """Opens a directory for writing, or again for what is missing in it.
+    """Opens a directory for writing, or an incomplete one to resume it.
 
     Args:
         path: the directory.
-        plan: what it is to be of.
+        plan: what it will hold.
 
     Returns:
-        The parts that are not there yet.
+        The missing parts.
 
     Raises:
         UserError: if it was begun for something else.
@@ -131,7 +131,7 @@ def write_part(path: Path, plan: Plan, part: int, rows: Iterator[tuple[Array, Ar
 
 
 def _write_whole(temporary: Path, final: Path, write: Callable[[], Any]) -> None:
-    """A file that has its name only when all of it is on disk."""
+    """Writes under a temporary name and renames once all of it is on disk."""
     try:
         write()
         descriptor = os.open(temporary, os.O_RDONLY)
@@ -164,7 +164,7 @@ def _read(path: Path) -> Plan:
 
 
 def _difference(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
-    """The first entry that differs, in words; nothing if none does."""
+    """The first entry that differs, as a phrase; empty if none does."""
     for key in sorted(theirs.keys() | ours.keys()):
         was, now = theirs.get(key), ours.get(key)
         if isinstance(was, dict) and isinstance(now, dict):

@@ -67,7 +67,7 @@ def _padding_mask(
     attention_mask: Tensor | None = None,
     **rest: Any,
 ) -> Tensor | None:
-    """Hands on the `[b n]` padding mask, or None where all is real; documents travel as positions.
+    """Passes on the `[b n]` padding mask, or None without padding; positions mark documents.
 
     Raises:
         UserError: if transformers asks for a mask that would be dropped.
@@ -160,9 +160,9 @@ def guard_rotary(
         what = f"attention {method.name!r}" if method.turns_queries else "dynamic rope"
         _require_halves(model, what)
     for layer in attention_layers(model):  # last: what was refused has changed nothing
-        unhang(layer, Lender)
+        remove_hooks(layer, Lender)
         if rotates:
-            hang(layer, Lender(rotary_modules(model)[0]))
+            set_hook(layer, Lender(rotary_modules(model)[0]))
     for module in rotary_modules(model):
         module.key_positions = method.key_positions if method.moves_keys else None
     mark_caches(model, method)
@@ -265,13 +265,13 @@ def attention_layers(model: nn.Module) -> list[Any]:
     return [m for m in model.modules() if hasattr(m, "layer_idx") and hasattr(m, "is_causal")]
 
 
-def hang(layer: nn.Module, hook: Any) -> None:
+def set_hook(layer: nn.Module, hook: Any) -> None:
     """Makes `hook(layer, args, named)` run before a layer, in place of one of the same class."""
-    unhang(layer, type(hook))
+    remove_hooks(layer, type(hook))
     layer.register_forward_pre_hook(hook, with_kwargs=True)
 
 
-def unhang(layer: nn.Module, kind: type) -> None:
+def remove_hooks(layer: nn.Module, kind: type) -> None:
     """Takes hooks of a class off a layer."""
     for key in [key for key, held in layer._forward_pre_hooks.items() if isinstance(held, kind)]:
         del layer._forward_pre_hooks[key], layer._forward_pre_hooks_with_kwargs[key]
@@ -291,4 +291,4 @@ def mark_caches(model: PreTrainedModel, method: Method) -> None:
         mark = f"{TRUE}, as far as {name} keeps them"
     layers = attention_layers(model)
     for layer in layers[:1]:
-        hang(layer, CacheGuard(method, mark, 1 + max(each.layer_idx for each in layers)))
+        set_hook(layer, CacheGuard(method, mark, 1 + max(each.layer_idx for each in layers)))

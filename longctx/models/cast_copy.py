@@ -1,8 +1,8 @@
-"""A checkpoint's weights once more on disk, in another dtype: for processes that share a machine.
+"""A copy of a checkpoint's weights in another dtype, for processes that share a machine.
 
 Safetensors maps files into memory, so processes that load a checkpoint in the dtype it is stored in
-share one copy. In another dtype each gets a copy of its own. Casting it once avoids that. Costs one
-reading and one writing of the weights, and the memory of one file of them.
+share one copy; in another dtype each would hold a copy of its own. Casting the files once avoids
+that. Costs reading and writing the weights once, and the memory of one file of them.
 """
 
 import json
@@ -21,7 +21,7 @@ from longctx.errors import UserError
 from longctx.models.files import FAILURES, cannot, locate
 
 HEADER = {"format": "pt"}  # which transformers asks for
-SMALL = 2**20  # bytes below which a tensor stays as it is stored: some are kept in fp32 on purpose
+SMALL = 2**20  # bytes; smaller tensors stay as stored, since some are kept in fp32 on purpose
 INDEX = "model.safetensors.index.json"
 
 
@@ -49,7 +49,7 @@ def stored_in(path: str) -> Path | None:
 
 
 def needs_cast(directory: Path, dtype: torch.dtype) -> int:
-    """Bytes of a copy whose large floating-point weights are `dtype`; 0 if they are stored so.
+    """Bytes of a copy whose large floating-point weights are `dtype`; 0 if they are already.
 
     Args:
         directory: with safetensors; their headers are read.

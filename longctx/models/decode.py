@@ -1,8 +1,8 @@
 """From a prompt to new tokens: prefill in pieces, then transformers' own `generate()`.
 
-The prompt goes through the decoder some tokens at a time, into the model's own cache; the last
-piece, sampling and stopping are `generate()`'s. So what a forward pass holds does not grow with the
-prompt, only the cache does, and the tokens are those of one plain `generate()` call.
+The decoder reads the prompt a piece at a time into the model's own cache; `generate()` does the
+last piece, sampling and stopping. So the memory of a forward pass does not grow with the prompt,
+only the cache does, and the tokens are those of one plain `generate()` call.
 """
 
 from collections.abc import Callable
@@ -99,7 +99,7 @@ def continue_tokens(
         model: a decoder with a language-model head.
         tokens: `[1 s]`, on the model's device.
         size: tokens of the prompt in one forward pass.
-        stream: gets each token when it is there.
+        stream: gets each new token.
         done: called with the number of tokens of each forward pass before the first new token.
         contexts: what an encoder has read, of a model that takes it; None: nothing.
         **settings: of `generate()`.

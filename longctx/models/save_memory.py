@@ -1,8 +1,8 @@
-"""What a model does to need less memory while it trains: see `ParallelConfig` and docs/memory.md.
+"""Ways for a model to train in less memory: see `ParallelConfig` and docs/memory.md.
 
 Activation checkpointing keeps each layer's input `[b t h]` and computes the rest again in the
-backward pass: one more forward. With the inputs in CPU memory a GPU keeps none but the layer's at
-hand; they cross the bus twice, on the stream that computes (so the copies are not hidden).
+backward pass: one more forward. With the inputs in CPU memory a GPU holds only the current layer's;
+they cross the bus twice, on the compute stream (so the copies are not hidden).
 """
 
 from typing import Any
@@ -17,11 +17,11 @@ from longctx.models.tiled_mlp import tile_mlps
 
 
 def spare(model: Any, parallel: ParallelConfig) -> None:
-    """Switches on what `parallel` asks for; the model stays what it is, and computes the same.
+    """Switches on what `parallel` asks for; the results stay the same.
 
     Args:
         model: of transformers.
-        parallel: how a step is spread.
+        parallel: what to save, and how.
 
     Raises:
         UserError: if the model's FFN cannot be tiled.

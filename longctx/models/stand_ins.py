@@ -1,8 +1,7 @@
-"""A model on the meta device, made to run: what reads values there is stood in for.
+"""Runs a model on the meta device: operations that read values are replaced by stand-ins.
 
-Shapes, types and what is kept for the backward pass are those of the real model, so that counting
-bytes alive while it runs counts the real run's. Costs some microseconds an operation, whatever the
-length.
+Shapes, types and what is kept for the backward pass are those of the real model, so counting the
+bytes alive while it runs gives the real run's. Costs some microseconds an operation at any length.
 """
 
 from typing import Any
@@ -60,7 +59,7 @@ def _no_mask(*args: Any, **named: Any) -> None:
 
 
 class Shadow(TorchFunctionMode):
-    """While it is on, a model on the meta device runs; every label counts as scored."""
+    """A mode in which a model on the meta device runs; every label counts as scored."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None

@@ -1,7 +1,7 @@
-"""Another attention for a model that is built already, in place and undone if it does not fit.
+"""Gives a built model another attention, in place; undone if it does not fit.
 
 Nothing is copied: the configuration gets the method's name, the rotary module its positions. Costs
-nothing beside a move to another type or device.
+nothing except a move to another type or device.
 """
 
 import copy

@@ -1,11 +1,11 @@
 """An FFN that runs on a tile of tokens at a time, forward and backward.
 
-What grows with the inner width (3 to 4 tensors `[n i]` of an FFN of width i) exists for one tile;
-input and output stay whole. Costs a second forward of the FFN in the backward pass (a third under
+Tensors of the inner width (3 to 4 of `[n i]` in an FFN of width i) exist for one tile only; input
+and output stay whole. Costs a second forward of the FFN in the backward pass (a third under
 activation checkpointing), and while one FFN's backward runs, its weight gradients once in fp32.
 
-Weight gradients leave as results of one autograd function, so that whoever watches a parameter
-(ZeRO, accumulation) sees its gradient once and whole, not once a tile. Source: the idea is that of
+Weight gradients are returned by one autograd function, so that hooks on a parameter (ZeRO,
+accumulation) see its whole gradient once, not once per tile. Source: the idea is that of
 ALST (2506.13996) section 3.3.
 """
 

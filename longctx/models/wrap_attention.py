@@ -1,6 +1,6 @@
-"""Puts something around the attention of a model that is built: same signature in and out.
+"""Wraps the attention of a built model in a function of the same signature.
 
-The model's own method stays as it is, also in what an export records; the wrapped one is known to
+The model's own method stays the one that an export records; the wrapped one is registered with
 transformers under a name of its own. Costs nothing.
 """
 
@@ -22,8 +22,8 @@ def wrap_attention(decoder: Any, around: Callable[[Attend], Attend], label: str)
     Args:
         decoder: what `get_decoder()` of a model from longctx gives; changed in place.
         around: from a function with transformers' attention-interface signature to another.
-        label: begins the name, which must not have stood for anything else in this process. The
-            end of the name stays: it says whether the method rotates by itself.
+        label: prefix of the new name, which must be unique in this process. The end of the name
+            stays: it says whether the method rotates itself.
     """
     name = decoder.config._attn_implementation
     assert name.startswith("longctx_"), name
@@ -41,13 +41,13 @@ def attention_heads(decoder: Any) -> tuple[int, int]:
 
 
 def require_angles_by_position(decoder: Any, setting: str) -> None:
-    """Raises UserError if a token's angles depend on others that a rank may not hold.
+    """Raises UserError if a token's angles depend on tokens that a rank may not hold.
 
-    Where our attention rotates by itself (`dynamic_rope.py`) it sees the whole row.
+    An attention that rotates itself (`dynamic_rope.py`) sees the whole row.
 
     Args:
         decoder: what `get_decoder()` gives.
-        setting: that spreads a row, for the message.
+        setting: that splits a row over ranks, for the message.
     """
     for rotary in attach.rotary_modules(decoder):
         late = attach.rotates_late(rotary.config)

@@ -1,6 +1,6 @@
 """The DeepSpeed configuration of a run, derived from typed fields; written nowhere else.
 
-Without deepspeed, so that a plan or a test can make one in a moment.
+Does not import deepspeed, so a plan or a test makes one quickly.
 """
 
 from typing import Any
@@ -23,7 +23,7 @@ def deepspeed_config(run: RunConfig, ranks: int, gpu: bool | None = None) -> dic
     """The DeepSpeed configuration of a run.
 
     The optimizer stays torch's AdamW where it is offloaded: DeepSpeed's own for the CPU is C++ that
-    it compiles for minutes, and rounds otherwise.
+    it compiles for minutes, and rounds differently.
 
     Args:
         run: the run.

@@ -1,7 +1,7 @@
-"""What the ranks that share a row do beside attention: contexts dealt out, tokens moved.
+"""What the ranks that share a row do outside attention: distribute contexts, move tokens.
 
-Encoder chunks do not see each other, so each rank encodes some and all get all states; costs one
-gather of the states and, in the backward pass, one exchange of as many numbers.
+Encoder chunks do not see each other, so each rank encodes some of them and all ranks gather all
+states. Costs one gather of the states and, in the backward pass, one exchange of the same size.
 """
 
 from typing import Any
@@ -28,7 +28,7 @@ class RowRanks:
         self.rank, self.size = group.rank(), group.size()
 
     def gather(self, part: Tensor) -> Tensor:
-        """All parts behind one another; their gradients are summed over the ranks.
+        """Concatenates the parts of all ranks; their gradients are summed over the ranks.
 
         Args:
             part: `[k ...]`, of one shape on all ranks.
@@ -45,12 +45,14 @@ class RowRanks:
         return gather_tokens(part, self.group)
 
     def moved(self, part: Tensor, start: int, own: int) -> Tensor:
-        """Another cut of the same sequence, without gradients; each token goes to one rank only.
+        """Moves tokens to another split of the same sequence, without gradients.
+
+        Each token goes to one rank only.
 
         Args:
             part: `[b m ...]`, the rank-th m tokens of a sequence.
-            start: token of it where the part of the first rank shall start.
-            own: tokens in each part of the new cut.
+            start: token at which the first rank's new part starts.
+            own: tokens in each new part.
 
         Returns:
             `[b own ...]`: tokens from `start + rank own` on.
@@ -69,7 +71,7 @@ class RowRanks:
 
 
 def _common(one: tuple[int, int], other: tuple[int, int]) -> tuple[int, int]:
-    """What two stretches share, as (first, one past the last); empty ones start in the first."""
+    """The overlap of two ranges as (first, one past the last); an empty one starts in the first."""
     first = min(max(one[0], other[0]), one[1])
     return first, max(first, min(one[1], other[1]))
 

@@ -1,11 +1,11 @@
-"""A rank that is gone or stands still ends all others within a minute, by name.
+"""Ends all ranks within a minute when one is lost or frozen, and names it.
 
 Without it they wait in a collective for hours. Each rank has two threads and one connection of its
-own to the store at which the ranks met (MASTER_ADDR:MASTER_PORT): one thread counts its own beats
-up there and reads those of others, the other looks on, in case the store does not answer. Rank 0
-hears all ranks and says who is lost; the others hear rank 0. A busy rank beats: compiling, loading,
-saving, evaluating or waiting in a collective are no silence. What is not noticed is a main thread
-that hangs by itself. Costs the steps nothing: a handful of small messages every few seconds.
+own to the rendezvous store (MASTER_ADDR:MASTER_PORT): one thread increments its own counter there
+and reads those of others, the second watches in case the store does not answer. Rank 0 watches all
+ranks and says which one is lost; the others watch rank 0. A busy rank still beats: compiling,
+loading, saving, evaluating or waiting in a collective do not count as silence. A main thread that
+hangs alone is not noticed. Costs the steps nothing: a few small messages every few seconds.
 """
 
 import os
@@ -21,22 +21,22 @@ import torch.distributed as dist
 
 from longctx.parallel.mesh import Mesh
 
-EXIT_CODE = 76  # EX_PROTOCOL of sysexits.h: the other side broke off
-BEATS = 10  # in the time after which silence means loss
+EXIT_CODE = 76  # EX_PROTOCOL of sysexits.h: the other side broke the connection
+BEATS = 10  # within `lost_after`
 SUSPICIOUS = 3  # beats missed that are enough once a collective has failed
-SAID = 1  # intervals without a verdict after which the error is said
-LOST = "lost"  # key of 1 + the rank that rank 0 gave up
+SAID = 1  # intervals without a verdict after which the error is printed
+LOST = "lost"  # key of 1 + the rank that rank 0 reports as lost
 
 
 class Heartbeat:
     """Ends this process with EXIT_CODE when another rank is lost, for as long as it is open.
 
-    A collective that fails because a rank is gone raises in the main thread before the silence is
-    long enough; then leaving waits for the verdict, so that the last line names the rank.
+    A collective that fails because a rank is gone raises in the main thread before `lost_after` has
+    passed; then leaving the context waits for the verdict, so that the last line names the rank.
 
     Args:
-        mesh: the ranks. Nothing happens where there is one.
-        lost_after: seconds of silence that make a rank lost; 0: nothing happens.
+        mesh: the ranks; a single one is not watched.
+        lost_after: seconds of silence after which a rank counts as lost; 0: never.
     """
 
     def __init__(self, mesh: Mesh, lost_after: float) -> None:
@@ -63,7 +63,7 @@ class Heartbeat:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        own = isinstance(error, torch.OutOfMemoryError)  # nobody else's fault
+        own = isinstance(error, torch.OutOfMemoryError)  # not because of another rank
         if isinstance(error, RuntimeError) and not own and not self._over.is_set():
             patience = self._limit + SUSPICIOUS * self._interval
             self._limit = SUSPICIOUS * self._interval
@@ -103,10 +103,10 @@ class Heartbeat:
         return dist.PrefixStore(f"longctx/heartbeat/{attempt}", store)
 
     def _look(self) -> None:
-        """Judges how long the store and, while it answers, the ranks have been silent.
+        """Measures how long the store and, while it answers, the ranks have been silent.
 
-        A look that comes late counts as two at most: if this process stood still itself, its
-        watch says nothing about others.
+        A late look counts for two intervals at most: while this process was frozen itself, it
+        could not observe others.
         """
         silent: dict[int, float] = {}
         unanswered, exchanges, beats, last = 0.0, 0, self._beats, time.monotonic()
@@ -130,7 +130,7 @@ class Heartbeat:
                     self._give_up(rank)
 
     def _give_up(self, rank: int) -> None:
-        """Ends this process; rank 0 first gives the others the time to hear of it."""
+        """Ends this process; rank 0 first gives the others time to read its verdict."""
         if self._rank == 0:
             self._verdict = rank + 1
             time.sleep(SUSPICIOUS * self._interval)

@@ -51,7 +51,7 @@ class Mesh:
 
     @property
     def main(self) -> bool:
-        """Whether this rank writes files and talks."""
+        """Whether this rank writes files and prints."""
         return self.rank == 0
 
     def sum(self, value: float) -> float:
@@ -71,7 +71,7 @@ class Mesh:
         return float(found)
 
     def same(self, value: T) -> T:
-        """What the first rank has; a small object, pickled."""
+        """The first rank's value; a small object, pickled."""
         values = [value]
         dist.broadcast_object_list(values, src=0, device=self.device)
         return values[0]
@@ -105,12 +105,12 @@ def shard(batch: Batch, mesh: Mesh) -> Batch:
     return Batch(**parts)
 
 
-def first_to(deed: str) -> bool:
-    """Whether this process is the first of the group to do `deed`; True when nobody can tell."""
+def first_to(action: str) -> bool:
+    """Whether this process is the first of the group to do `action`; True if that is unknown."""
     if not dist.is_initialized():
         return os.environ.get("RANK", "0") == "0"
     try:
-        return int(dist.distributed_c10d._get_default_store().add(deed, 1)) == 1
+        return int(dist.distributed_c10d._get_default_store().add(action, 1)) == 1
     except RuntimeError:  # the rank that keeps the store is gone
         return True
 
@@ -134,7 +134,7 @@ def start(sp: int = 1, timeout: timedelta = timedelta(hours=2)) -> Mesh:
 
     Args:
         sp: ranks that share a row.
-        timeout: after which a collective that some rank never joins fails.
+        timeout: after which a collective fails that a rank never joins.
 
     Raises:
         UserError: if `sp` does not divide the number of processes.

@@ -1,9 +1,8 @@
 """No orphan ranks: a rank ends when the launcher that started it is gone.
 
 A SIGTERM to the `deepspeed` command ends only that command; its per-node launcher and the ranks
-would train on for ever; and a sweep that is killed cannot end its jobs. Each rank therefore looks
-once a second whether its line of ancestors still stands. Linux only (/proc); elsewhere nothing is
-watched.
+would train on for ever; and a sweep that is killed cannot end its jobs. Each rank therefore checks
+once a second whether its ancestors still run. Linux only (/proc); elsewhere nothing is watched.
 """
 
 import os

@@ -1,8 +1,8 @@
 """Ranks started by SLURM itself: `srun python train.py ...`, one task a rank, no other launcher.
 
-torchrun and `deepspeed` describe the process group in the environment; srun describes it in its own
-words. Only a job step of several tasks is one: the shell of `sbatch` or `salloc` is not, although
-it sees SLURM's numbers too.
+torchrun and `deepspeed` describe the process group in the environment; srun does so in variables of
+its own. Only a job step of several tasks counts: the shell of `sbatch` or `salloc` has SLURM's
+variables too, but is no rank.
 """
 
 import re
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 
 def ranks(environment: Mapping[str, str]) -> dict[str, str]:
-    """RANK and its like for a task of srun; empty for anything else.
+    """RANK, WORLD_SIZE and so on for a task of srun; empty for any other process.
 
     Args:
         environment: the variables of this process.

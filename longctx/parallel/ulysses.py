@@ -1,7 +1,7 @@
 """Ulysses sequence parallelism: a rank holds a part of the tokens and, inside attention, of heads.
 
 `ulysses(attend, group)` has the signature of `attend`, which sees whole rows and fewer heads; so
-every method and rope works unchanged, and the true positions travel to it whole. Cost: two
+every method and rope works unchanged, and it gets the positions of whole rows. Cost: two
 exchanges a layer and direction, of `(hq + 2 hk + hq) d t` numbers on each rank; where there are
 fewer key heads than ranks, keys and values count once a rank.
 Source: DeepSpeed-Ulysses (2309.14509) section 3.

@@ -73,7 +73,7 @@ def _cut(
     device: torch.device,
     weights: Mapping[nn.Parameter, Read],
 ) -> None:
-    """Shards a built module, one parameter after another: nobody ever holds it whole.
+    """Shards a built module one parameter at a time: no rank ever holds all of it on its device.
 
     `deepspeed.initialize` would move all of it to the device first. What it does beside that to a
     module that it finds whole is done here: one dtype, and buffers on the device.
@@ -206,7 +206,7 @@ class Engine:
             self.engine.step()
             return self.norm, True
         self.engine.zero_grad()
-        self.engine.micro_steps += 1  # the step's last: the next begins anew
+        self.engine.micro_steps += 1  # this was the step's last one
         return self.norm, False
 
     def _plain_norm(self) -> float:
@@ -217,7 +217,7 @@ class Engine:
         """Each trained parameter's name, fp32 weight and Adam moments, whole.
 
         Collective: all ranks walk the parameters together. On the device, and possibly what the
-        next step changes: who keeps something copies it.
+        next step changes: copy what you keep.
         """
         self._add_moments()
         for name, parameter in self.trainable.items():

@@ -1,8 +1,8 @@
 """Cross entropy plus a divergence from a teacher's distribution, without either model's logits.
 
 As in `longctx/train/loss.py` both heads run on a few positions at a time and again in the backward
-pass, so memory is bounded instead of `s x v`; the price is two more head forwards. One pass over a
-piece gives both losses and their whole gradient with respect to the student's logits.
+pass, so memory is bounded instead of `s x v`, for two more head forwards. One pass over a piece
+gives both losses and their whole gradient with respect to the student's logits.
 Source: CEPE (2402.16617) section 5, which keeps the teacher's 50 most probable tokens; the factor
 of the temperature is that of Hinton et al. (1503.02531).
 """
@@ -24,7 +24,7 @@ from longctx.train.loss import LOGITS_BYTES
 
 @dataclass(frozen=True)
 class TopK:
-    """A teacher's distribution, as far as it was kept.
+    """The kept part of a teacher's distribution.
 
     Args:
         ids: `[b s k]` int64, the k most probable tokens.
@@ -66,9 +66,9 @@ def teacher_states(model: Any, batch: Batch) -> Tensor:
 
 
 def _own_part(x: Tensor, ranks: Any) -> Tensor:
-    """An equal part of whole rows `[b n]` for each rank; zeros behind them, documents of their own.
+    """Each rank's equal part of whole rows `[b n]`, padded with zeros at the end.
 
-    They are causally behind everything, and position 0 starts a document.
+    The padding comes after all tokens, and position 0 makes it documents of its own.
     """
     each = -(-x.shape[1] // ranks.size)
     padded = torch.nn.functional.pad(x, (0, each * ranks.size - x.shape[1]))
@@ -91,7 +91,7 @@ def decoder_digest(model: Any) -> str:
 
 
 def teacher_of(model: Any, batch: Batch) -> Tensor | TopK:
-    """What is stored of the teacher, where the batch brings it, else its states."""
+    """The stored teacher where the batch has one, else the states of the one on line."""
     if batch.teacher_ids is None or batch.teacher_probabilities is None:
         return teacher_states(model, batch)
     return TopK(batch.teacher_ids, batch.teacher_probabilities)

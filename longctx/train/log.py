@@ -1,8 +1,8 @@
-"""What a run says: a header, a progress bar, one JSON line a step, and wandb if asked for.
+"""What a run reports: a progress bar, one JSON line a step, and wandb if asked for.
 
-`metrics.jsonl` is always written and is the truth; on resume its lines after the resumed step are
-dropped, so a run that was killed leaves the same lines as one that was not. Lines that find the
-disk full wait in memory.
+`metrics.jsonl` is always written. On resume its lines after the resumed step are dropped, so a run
+that was killed leaves the same lines as one that was not. While the disk is full, lines wait in
+memory.
 """
 
 import errno
@@ -26,7 +26,7 @@ FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def say(line: str) -> None:
-    """A line for the person at the terminal, above the progress bar."""
+    """Prints a line on stderr, above the progress bar."""
     tqdm.write(line, file=sys.stderr)
 
 
@@ -95,7 +95,7 @@ class Log:
 
 
 def write_config(run_dir: Path, config: dict[str, Any]) -> None:
-    """Keeps the resolved run beside its results, as `config.yaml`.
+    """Writes the resolved run into its directory, as `config.yaml`.
 
     Raises:
         UserError: if `run_dir` cannot be written.

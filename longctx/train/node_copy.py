@@ -1,10 +1,10 @@
-"""One copy of the weights a machine while its ranks start, whatever dtype they are stored in.
+"""One copy of the weights per machine while its ranks start, whatever dtype they are stored in.
 
 Ranks that load a checkpoint in the dtype it is stored in share the operating system's page cache.
 If the run trains in another one (Llama-2 is stored in fp16), the first rank of each machine casts
 the weights once into a temporary directory (TMPDIR) that all of them load from and that is then
-removed: what is mapped stays readable. Costs that disk space, w P bytes, until the ranks have their
-shards, and one writing of it.
+removed: files that are mapped stay readable. Costs that disk space, bytes per weight times weights,
+until the ranks have their shards, and writing it once.
 """
 
 import dataclasses
@@ -31,12 +31,12 @@ PREFIX = "longctx-weights-"
 
 @contextmanager
 def node_copy(run: RunConfig, mesh: Mesh, wanted: bool = True) -> Iterator[RunConfig]:
-    """The run, its model to be loaded from this machine's copy if there is need of one. Collective.
+    """The run, with the model at this machine's copy where one is needed. Collective.
 
     Args:
         run: the run.
         mesh: the ranks.
-        wanted: whether the weights are going to be read.
+        wanted: whether the weights will be read.
 
     Yields:
         `run`, or the same with another `model.path`; the tokenizer's stays.
@@ -52,7 +52,7 @@ def node_copy(run: RunConfig, mesh: Mesh, wanted: bool = True) -> Iterator[RunCo
     try:
         dist.all_gather_object(places, made)
         place = places[mine[0]]
-        if place is None or not Path(place).is_dir():  # not to be seen from this container
+        if place is None or not Path(place).is_dir():  # another container's disk
             yield run
         else:
             tokenizer = run.model.tokenizer_path
@@ -66,11 +66,11 @@ def node_copy(run: RunConfig, mesh: Mesh, wanted: bool = True) -> Iterator[RunCo
 
 
 def _try(run: RunConfig, ranks: int) -> str | None:
-    """This machine's copy; None where none is needed or can be made: then each rank has its own."""
+    """This machine's copy; None where none is needed or possible: then each rank has its own."""
     try:
         return _make(run, ranks)
     except UserError:
-        return None  # what cannot be read every rank will say, as it loads
+        return None  # every rank reports an unreadable file itself, as it loads
     except Exception as error:
         say(f"warning: {run.model.path} for each of {ranks} ranks, as no copy can be made: {error}")
         return None

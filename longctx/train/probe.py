@@ -1,8 +1,8 @@
-"""Questions to the model in the middle of a run, through the engine that trains it.
+"""Evaluates the model in the middle of a run, through the engine that trains it.
 
 `Running.score` is one forward pass of the engine's own module, so it works under every ZeRO stage
-and with rows spread over ranks; no second copy of the model and no `s x v` logits. Nothing that a
-step depends on is changed: mode and random numbers come back.
+and with rows spread over ranks; no second copy of the model and no `s x v` logits. Training
+continues as if nothing had happened: mode and random state are restored.
 """
 
 from collections.abc import Callable, Iterator
@@ -67,7 +67,7 @@ class Running:
 
     @contextmanager
     def questions(self) -> Iterator["Running"]:
-        """No gradients and no dropout inside, and nothing of it is left after."""
+        """No gradients and no dropout inside; mode and random state are restored afterwards."""
         devices = [self._mesh.device] if self._mesh.device.type == "cuda" else []
         usual, self._module.score = self._module.score, row_scores
         self._engine.train(False)

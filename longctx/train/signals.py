@@ -1,7 +1,7 @@
-"""A run that is asked to end (SIGUSR1, SIGUSR2, SIGTERM) finishes its step, saves, exits with 75.
+"""A run that is asked to stop (SIGUSR1, SIGUSR2, SIGTERM) finishes its step, saves, exits with 75.
 
-The signal may reach one rank only, or two ranks on two sides of a step; so after each step every
-rank hears whether any was asked. Costs the sum of one number over the ranks a step.
+The signal may reach one rank only, or reach two ranks before and after the end of a step; so the
+ranks compare after each step whether any of them was asked. Costs one summed number a step.
 """
 
 import signal
@@ -16,7 +16,7 @@ SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)  # submitit sends the
 
 
 class Stopped(Exception):  # noqa: N818 - it is no error
-    """The run was asked to end, and has saved.
+    """The run was asked to stop, and has saved.
 
     Args:
         path: the checkpoint.
@@ -28,12 +28,12 @@ class Stopped(Exception):  # noqa: N818 - it is no error
 
 
 class Asked:
-    """Takes note of SIGNALS while it is open, instead of ending the process.
+    """Records SIGNALS while it is open, instead of ending the process.
 
-    Who listened to a signal before (a scheduler's library that puts the job back into the queue)
-    gets it when this closes, if it came. After `Stopped` the process stays deaf: a launcher that
-    sees one rank leave sends SIGTERM to the others, which are leaving too. Outside the main thread
-    nothing is heard.
+    A handler that was installed before (by a scheduler's library that requeues the job) is called
+    when this closes, if its signal came. After `Stopped` the process ignores the signals: a
+    launcher that sees one rank exit sends SIGTERM to the others, which are exiting too. Outside the
+    main thread no signal is recorded.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""The one training loop. It knows a recipe's four functions, and no method by name."""
+"""The one training loop. It knows the recipe contract, and no method by name."""
 
 import dataclasses
 import shutil
@@ -83,8 +83,7 @@ class Trainer:
         run: the configuration.
         recipe: what to build and score.
         mesh: the ranks.
-        announce: called on rank 0 with the finished model, before an engine may shard it, and the
-            data.
+        announce: called on rank 0 with the model, before an engine may shard it, and the data.
         probe: called on all ranks every `in_loop.every` steps; what it returns is logged.
 
     Raises:
@@ -136,7 +135,7 @@ class Trainer:
         """Trains to `max_steps`, evaluating and saving on the way; the last checkpoint's path.
 
         Raises:
-            Stopped: if some rank was asked to end; the step is saved.
+            Stopped: if a rank was asked to stop; the step has been saved.
             SaveError: if its last checkpoint cannot be written.
         """
         log = self._open_log()
@@ -224,7 +223,7 @@ class Trainer:
         return loss / scored
 
     def save_last(self) -> Path:
-        """Waits for a checkpoint of this step, written now unless there is one; its path."""
+        """The path of a complete checkpoint of this step, written now unless it exists."""
         self.saver.finish()
         path = writer.place(self.checkpoints, self.step)
         if self.saver.last != path:
@@ -232,7 +231,7 @@ class Trainer:
         return path
 
     def _about(self) -> dict[str, Any]:
-        """What a checkpoint of this step says beside the weights."""
+        """What a checkpoint of this step holds in addition to the weights."""
         return {
             "tokens": self.tokens,
             "guard": self.guard.state(),
@@ -272,7 +271,7 @@ class Trainer:
         return Log(self.run_dir, config, self.step, self.run.train.max_steps, wandb)
 
     def _find_checkpoint(self) -> reader.Checkpoint | None:
-        """What `resume` names; all ranks read the same directory and share the checking."""
+        """The checkpoint that `resume` asks for; the ranks share the work of checking it."""
         wanted = self.run.resume
         if wanted not in ("auto", "none"):
             named = reader.open_checkpoint(Path(wanted), self.mesh)

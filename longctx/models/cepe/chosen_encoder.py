@@ -31,7 +31,7 @@ def build(chosen: EncoderConfig, dtype: str, seed: int, weights: bool = True) ->
         chosen: what the run asks for.
         dtype: `fp32 | bf16`.
         seed: of random weights.
-        weights: False: they are about to come from elsewhere; not read where that can be.
+        weights: False: they will be loaded from elsewhere, so reading them is skipped if possible.
 
     Raises:
         UserError: if there is none, or the run does not say what it looks like.
@@ -91,7 +91,7 @@ def require_window(encoder: Any, tokens: int, setting: str) -> None:
 
 
 def _config(path: str) -> Any:
-    """What is stored there; if nothing is, the error says what makes it."""
+    """The stored configuration; if there is none, the error says which recipe makes it."""
     try:
         return stored_config(path)[0]
     except UserError as error:

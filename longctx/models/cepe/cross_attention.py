@@ -1,6 +1,6 @@
-"""Cross-attention of a decoder layer to encoder states, and how it is hung into a stock decoder.
+"""Cross-attention of a decoder layer to encoder states, and how it enters a stock decoder.
 
-Three ways to one result, chosen by what a call needs, for s query rows and n states:
+Three ways to compute one result, chosen by what a call needs, for s query rows and n states:
 with gradients, keys and values of the layer exist once and the mask is broadcast; without, long
 contexts are projected slab by slab and merged by log-sum-exp, so no n-wide keys exist; and for a
 few rows (decoding) W_k goes into the query and W_v into the output, so that only the states are
@@ -51,7 +51,7 @@ class CrossAttention(nn.Module):
         self.o_proj = nn.Linear(own.q_proj.out_features, outer, **like)
 
     def forward(self, hidden: Tensor, states: Tensor, mask: Tensor | None = None) -> Tensor:
-        """What is to be added to the residual stream.
+        """The term to add to the residual stream.
 
         Args:
             hidden: `[b s h]`, not yet normed.
@@ -74,7 +74,7 @@ class CrossAttention(nn.Module):
         return result
 
     def absorbs(self, rows: int) -> bool:
-        """Whether so many query rows cost less in the absorbed form than with projected keys."""
+        """Whether `rows` query rows cost less in the absorbed form than with projected keys."""
         return rows * self.heads * (self.width - self.head_dim) < self.width * self.inner
 
     def slab(self, states: Tensor) -> int:
@@ -195,12 +195,12 @@ def require_llama_style(decoder: Any) -> None:
             )
 
 
-def hang_in(layer: Any, width: int) -> None:
+def insert(layer: Any, width: int) -> None:
     """Gives a decoder layer its `cross_attn`, between self-attention and FFN.
 
-    The layer stays the stock class: its input and the states travel as keyword arguments to
-    `self_attn`, whose output gets the cross-attention of (residual + output) added. So nothing is
-    kept on modules, and a layer that is run again in the backward pass sees the same states.
+    The layer stays the stock class: its input and the states are passed as keyword arguments to
+    `self_attn`, and the cross-attention of (residual + output) is added to its output. So no state
+    is kept on modules, and a layer that is recomputed in the backward pass sees the same states.
 
     Args:
         layer: of a Llama-style decoder.

@@ -1,6 +1,6 @@
-"""Contexts on their way into a model: checked, encoded in bounded batches, joined.
+"""Contexts of a model: checks them, encodes them in bounded batches, joins them.
 
-What is kept is one state `[e]` a token, for all decoder layers; the encoder keeps no cache.
+One state `[e]` a token is kept, for all decoder layers; the encoder keeps no cache.
 """
 
 from collections.abc import Sequence
@@ -40,7 +40,7 @@ class ReadsContexts(Protocol):
 
 @dataclass(frozen=True)
 class Contexts:
-    """Encoded contexts: chunks one behind the other.
+    """Encoded contexts: the states of all chunks, concatenated.
 
     Args:
         states: `[b n e]`.
@@ -51,11 +51,11 @@ class Contexts:
     mask: Tensor | None = None
 
     def named(self) -> dict[str, Tensor | None]:
-        """As the keyword arguments with which they travel through the decoder."""
+        """The keyword arguments with which they pass through the decoder."""
         return {"cross_states": self.states, "cross_mask": self.mask}
 
     def repeated(self, times: int) -> "Contexts":
-        """Each row so many times, for beams and samples."""
+        """Each row repeated `times` times, for beams and samples."""
         mask = None if self.mask is None else self.mask.repeat_interleave(times, dim=0)
         return Contexts(self.states.repeat_interleave(times, dim=0), mask)
 
@@ -100,7 +100,7 @@ def encode(
     batch_chunks: int | None,
     ranks: EncodingRanks | None = None,
 ) -> Contexts:
-    """Reads checked contexts; each chunk by itself, from position 0.
+    """Encodes checked contexts, each chunk on its own from position 0.
 
     Args:
         encoder: a bidirectional model.
@@ -132,10 +132,10 @@ def encode(
 
 
 def _own(chunks: Tensor, ranks: EncodingRanks | None) -> Tensor:
-    """Those of `[n l]` that this rank encodes, as many as every other one.
+    """The chunks of `[n l]` that this rank encodes; every rank gets the same number.
 
-    The last again if need be: so all ranks call the encoder equally often, as ZeRO 3 needs, and
-    nobody reads what is over.
+    Where they do not divide evenly the last one is repeated, and its copies are dropped later: all
+    ranks must call the encoder equally often under ZeRO 3.
     """
     if ranks is None:
         return chunks
@@ -145,7 +145,7 @@ def _own(chunks: Tensor, ranks: EncodingRanks | None) -> Tensor:
 
 
 def joined(first: Contexts, second: Contexts) -> Contexts:
-    """The second behind the first, row by row."""
+    """Both, concatenated row by row."""
     mask = None
     if first.mask is not None or second.mask is not None:
         mask = torch.cat([_mask(first), _mask(second)], dim=1)

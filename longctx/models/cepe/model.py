@@ -1,7 +1,7 @@
 """CEPE: a decoder that reads long context through a small encoder and cross-attention.
 
-The context is cut into chunks that the encoder reads one by one; decoder layers attend to the
-states of all of them, and to the decoder's own tokens as ever. Contexts consume no decoder
+The context is cut into chunks, each of which the encoder reads on its own; decoder layers attend to
+the states of all of them, in addition to the decoder's own tokens. Contexts consume no decoder
 positions. The decoder is the stock transformers class with its own attention and rope.
 A context token costs one state `[e]`, kept once for all layers; see `cross_attention.py` for what
 a call adds to it. Source: CEPE (2402.16617) section 3.
@@ -24,8 +24,54 @@ from longctx.models.cepe.configuration import CepeConfig as CepeConfig  # noqa: 
 from longctx.models.cepe.configuration import new_decoder
 from longctx.models.cepe.encoded_contexts import Contexts as Contexts  # noqa: PLC0414 - what `encode` gives
 from longctx.models.cepe.encoder import EncoderForMaskedLM, bidirectional_llama
-from longctx.models.cepe.generation import ContextGeneration
 from longctx.models.export.classes import make_stock
+
+
+class ContextGeneration(GenerationMixin):
+    """Transformers' `generate` for a model that reads contexts: they are encoded once and reused.
+
+    A beam or a sample takes a copy of its row's states.
+    """
+
+    read: Any
+
+    def generate(  # type: ignore[override]
+        self,
+        inputs: Tensor | None = None,
+        context_ids: Tensor | None = None,
+        context_mask: Tensor | None = None,
+        contexts: Contexts | None = None,
+        **settings: Any,
+    ) -> Any:
+        """Transformers' `generate`, with contexts that are encoded once.
+
+        Args:
+            inputs: `[b s]`, the prompt; also as `input_ids`.
+            context_ids: `[b c l]`.
+            context_mask: `[b c l]`, True on real tokens.
+            contexts: instead of both, encoded already.
+            **settings: of transformers' `generate`.
+
+        Raises:
+            UserError: if the contexts do not fit, or there is no prompt.
+        """
+        if inputs is None:
+            inputs = settings.pop("input_ids", None)
+        if context_ids is not None or contexts is not None:
+            if inputs is None:
+                raise UserError("generate with contexts needs the tokens of a prompt: input_ids")
+            with torch.no_grad():
+                contexts = self.read(inputs, context_ids, context_mask, contexts)
+        return super().generate(inputs, contexts=contexts, **settings)  # type: ignore[misc]
+
+    def _expand_inputs_for_generation(  # type: ignore[override]
+        self, expand_size: int = 1, **named: Any
+    ) -> Any:
+        """Beams and samples read the contexts of the row that they come from."""
+        if expand_size > 1 and named.get("contexts") is not None:
+            named["contexts"] = named["contexts"].repeated(expand_size)
+        expand: Any = super()._expand_inputs_for_generation  # type: ignore[misc]
+        return expand(expand_size=expand_size, **named)
 
 
 class CepeForCausalLM(PreTrainedModel, ContextGeneration, GenerationMixin):
@@ -61,7 +107,7 @@ class CepeForCausalLM(PreTrainedModel, ContextGeneration, GenerationMixin):
         if not 1 <= many <= len(layers):
             raise UserError(f"cross_layers={many} must be 1 to {len(layers)}, the decoder's layers")
         for layer in layers[len(layers) - many :]:
-            cross_attention.hang_in(layer, config.encoder_config.hidden_size)
+            cross_attention.insert(layer, config.encoder_config.hidden_size)
         with no_init_weights():
             self.post_init()  # type: ignore[no-untyped-call]
 
@@ -112,7 +158,7 @@ class CepeForCausalLM(PreTrainedModel, ContextGeneration, GenerationMixin):
         return model
 
     def cross_attending(self) -> list[Any]:
-        """The decoder layers with cross-attention, lowest first."""
+        """The decoder layers with cross-attention, from the bottom up."""
         return [layer for layer in self.model.layers if hasattr(layer, "cross_attn")]
 
     def added_parameters(self, train_encoder: bool = True) -> dict[str, nn.Parameter]:
@@ -133,7 +179,7 @@ class CepeForCausalLM(PreTrainedModel, ContextGeneration, GenerationMixin):
         context_mask: Tensor | None = None,
         batch_chunks: int | None = None,
     ) -> Contexts:
-        """Reads contexts; each chunk by itself, from position 0.
+        """Encodes contexts, each chunk on its own from position 0.
 
         Gradients flow: call it under `torch.no_grad()` where none are wanted.
 
@@ -156,9 +202,9 @@ class CepeForCausalLM(PreTrainedModel, ContextGeneration, GenerationMixin):
     def append(
         self, contexts: Contexts, more_ids: Tensor, more_mask: Tensor | None = None
     ) -> Contexts:
-        """Contexts with new ones behind them; only the new ones are encoded.
+        """Appends new contexts; only the new ones are encoded.
 
-        Tokens that the decoder has read already keep what they saw.
+        Tokens that the decoder has read already do not change.
 
         Args:
             contexts: from `encode`.
@@ -224,7 +270,7 @@ class CepeForCausalLM(PreTrainedModel, ContextGeneration, GenerationMixin):
             past_key_values: cache of the decoder's earlier tokens.
             use_cache: return one.
             contexts: instead of `context_ids`, encoded already.
-            logits_to_keep: make logits of so many last tokens; 0: of all.
+            logits_to_keep: number of last tokens to compute logits of; 0: all.
             **kwargs: of the decoder.
 
         Returns:

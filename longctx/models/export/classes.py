@@ -1,9 +1,9 @@
 """Which class a model and its configuration have, by their attention.
 
 With transformers' own attention they are stock classes. With another one they are subclasses that
-behave alike and save differently: the configuration gets a `model_type` of its own and brings code,
-so that nothing reads the checkpoint as a stock one and silently gives full attention.
-Costs two small classes for each architecture.
+behave the same and save differently: the configuration gets a `model_type` of its own and is saved
+with code, so that no reader takes the checkpoint for a stock one and silently uses full attention.
+Costs two small classes per architecture.
 """
 
 from functools import cache

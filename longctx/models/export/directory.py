@@ -1,7 +1,7 @@
-"""Writes a model directory that transformers loads; with code where its own has no such model.
+"""Writes a model directory that transformers loads, with code where it has no such model.
 
-The directory appears whole or not at all: it is written beside its place and renamed. Costs one
-copy of the weights on disk.
+The directory appears complete or not at all: it is written under another name and renamed. Costs
+one copy of the weights on disk.
 """
 
 import shutil

@@ -1,8 +1,8 @@
 """Makes transformers know longctx's checkpoints once it is imported; `import longctx` runs this.
 
 Neither torch nor transformers is imported here, since most of longctx does without. A finder waits
-for transformers' module of AutoConfig and registers stand-ins behind it; the classes themselves are
-made when a checkpoint of their type is read. Costs a comparison of strings for each later import.
+for transformers' module of AutoConfig and registers stand-ins after it; the classes themselves are
+made when a checkpoint of their type is read. Costs one string comparison per later import.
 """
 
 import sys
@@ -18,7 +18,7 @@ AUTO = "transformers.models.auto.configuration_auto"
 
 
 class _Finder(MetaPathFinder):
-    """Finds nothing but `AUTO`, which it finds as Python does."""
+    """Finds only `AUTO`, as Python would."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None

@@ -1,7 +1,7 @@
-"""The attention that a checkpoint records, put in its place while transformers builds the model.
+"""Restores the attention that a checkpoint records while transformers builds the model.
 
 This file and what it imports are copied into exports (`remote.py`), where there is no longctx.
-Costs nothing beside the model's own construction.
+Costs nothing beyond the model's own construction.
 """
 
 from typing import Any

@@ -1,9 +1,10 @@
-"""When checkpoints are written: while the run waits, or beside it; and what happens if one fails.
+"""Writes checkpoints while the run waits, or in the background; says what happens if one fails.
 
-Beside it (`train.save_async`): each rank copies its share to host memory at the end of a step and
-a thread writes it; after each later step the ranks hear how many are done, by the sum they take
-anyway, and once all are, rank 0 gives the checkpoint its name. One is under way at a time. Costs
-the copy, and host memory for it: 12 bytes per trained parameter, divided by the ranks.
+In the background (`train.save_async`): each rank copies its share to host memory at the end of a
+step, and a thread writes it. After each later step the ranks learn how many have finished, by a sum
+that they compute anyway; once all have, rank 0 renames the checkpoint to its final name. One is
+being written at a time. Costs the copy, and host memory for it: 12 bytes per trained parameter,
+divided by the ranks.
 """
 
 import threading
@@ -29,21 +30,21 @@ class Saver:
         root: the run's `checkpoints` directory.
         config: `save_async` and `keep_last`.
         mesh: the ranks.
-        resumed: the checkpoint that the run goes on from.
+        resumed: the checkpoint that the run resumes from.
     """
 
     def __init__(self, root: Path, config: TrainConfig, mesh: Mesh, resumed: Path | None) -> None:
         self.root, self.config, self.mesh = root, config, mesh
-        self.last: Path | None = None  # the last one of this directory that is whole
+        self.last: Path | None = None  # the last complete one of this directory
         if resumed and (root / resumed.name).resolve() == resumed.resolve():
             self.last = root / resumed.name
-        self._written: _Writing | None = None  # under way
-        self._named: _Writing | None = None  # written by all, and gets its name
+        self._written: _Writing | None = None  # shares are being written
+        self._named: _Writing | None = None  # written by all, being renamed
 
     def save(self, step: int, state: State, about: dict[str, Any]) -> None:
-        """Writes a checkpoint, or begins to. A failure is a warning: the run has older ones.
+        """Writes a checkpoint, or starts to. A failure is a warning: the run has older ones.
 
-        Collective, as are the other methods.
+        Collective, like the other methods.
 
         Args:
             step: optimizer steps taken.
@@ -72,16 +73,16 @@ class Saver:
 
     def news(self) -> tuple[bool, bool]:
         """Whether this rank has finished writing its share, and whether that failed."""
-        if self._written is None or self._written.deed.is_alive():
+        if self._written is None or self._written.task.is_alive():
             return False, False
-        return True, self._written.deed.failure is not None
+        return True, self._written.task.failure is not None
 
     def hear(self, done: float, failed: float) -> None:
-        """Gives what is under way its name if all have written it, at the end of a step.
+        """Renames the pending checkpoint once all ranks have written it, at the end of a step.
 
         Args:
-            done: ranks that have.
-            failed: of them, those that could not.
+            done: ranks that have finished.
+            failed: of them, those that could not write.
         """
         if self._written is None or done < self.mesh.ranks:
             return
@@ -91,7 +92,7 @@ class Saver:
         self._name()
 
     def finish(self) -> None:
-        """Waits for what is under way. `last` says what came of it; a failure is a warning."""
+        """Waits for a pending checkpoint and updates `last`; a failure is a warning."""
         try:
             if self._written is not None:
                 self._written.agree()
@@ -114,33 +115,33 @@ class Saver:
             say(f"warning: {line}; the run goes on")
 
 
-class _Deed(threading.Thread):
+class _Task(threading.Thread):
     """One call in a thread of its own, while the run goes on.
 
     Args:
-        deed: what; it may fail to write.
+        work: what to call; it may fail to write.
     """
 
-    def __init__(self, deed: Callable[[], object]) -> None:
+    def __init__(self, work: Callable[[], object]) -> None:
         super().__init__(name="checkpoint", daemon=True)
         self.failure: str | None = None
-        self._deed: Callable[[], object] | None = deed
+        self._work: Callable[[], object] | None = work
         self.start()
 
     def run(self) -> None:
-        """Does it, keeps why it could not, and lets go of what it held."""
-        deed, self._deed = self._deed, None
-        if deed is None:
+        """Calls it, keeps the reason of a failure, and frees what it held."""
+        work, self._work = self._work, None
+        if work is None:
             return
         try:
-            self.failure = writer.failure_of(deed)
+            self.failure = writer.failure_of(work)
         except BaseException as error:
-            self.failure = f"{type(error).__name__}: {error}"  # what is not done is no success
+            self.failure = f"{type(error).__name__}: {error}"  # unfinished is no success
             raise  # with its traceback, by the thread
 
 
 class _Writing:
-    """A checkpoint under way on this rank: first its share is written, then it gets its name."""
+    """A pending checkpoint on this rank: its share is written, then the whole is renamed."""
 
     def __init__(
         self, root: Path, step: int, mine: dict[str, Tensor], about: dict[str, Any], mesh: Mesh
@@ -149,18 +150,18 @@ class _Writing:
         self._root, self._about, self._mesh = root, {"step": step, **about}, mesh
         self._partial = writer.place(root, step).with_suffix(".tmp")
         partial = self._partial
-        self.deed = _Deed(lambda: writer.write_share(partial, mine, mesh))
+        self.task = _Task(lambda: writer.write_share(partial, mine, mesh))
 
     def publish(self, keep_last: int) -> None:
-        """Begins to give it its name, and to drop what it makes too many; on rank 0."""
+        """Starts renaming it, and dropping checkpoints beyond `keep_last`; on rank 0."""
 
         def name() -> None:
             writer.publish(self._partial, self._about, self._mesh.ranks)
             writer.prune(self._root, self.step, keep_last)
 
-        self.deed = _Deed(name)
+        self.task = _Task(name)
 
     def agree(self) -> None:
-        """Waits until all ranks have done what they do; raises SaveError if one could not."""
-        self.deed.join()
-        writer.all_or_none(self._partial, self.deed.failure, self._mesh)
+        """Waits until all ranks have finished their part; raises SaveError if one failed."""
+        self.task.join()
+        writer.all_or_none(self._partial, self.task.failure, self._mesh)

@@ -1,9 +1,10 @@
 """From a checkpoint to a directory that `AutoModelForCausalLM.from_pretrained` loads.
 
-One process, no engine: the run's model is built again from its own configuration, takes the
-checkpoint's weights, and is written. It needs room for one copy of the weights. Training does this
-for the last checkpoint, `python -m longctx.train.checkpoint.export_checkpoint CHECKPOINT DIRECTORY`
-for any other.
+One process, no engine: builds the run's model again from its own configuration, loads the
+checkpoint's weights into it, and saves it. Needs memory for one copy of the weights. Training does
+this for the last checkpoint; for any other:
+
+    python -m longctx.train.checkpoint.export_checkpoint CHECKPOINT DIRECTORY
 """
 
 import argparse

@@ -1,7 +1,7 @@
-"""Checkpoints that are there: found, checked and read.
+"""Finds, checks and reads checkpoints; `writer.py` says what is in them.
 
 Checking reads all of a checkpoint once, shared among the ranks that resume from it; weights are
-then read one at a time, where they are needed. See `checkpoint.py` for what is in them.
+then read one at a time, where they are needed.
 """
 
 import json
@@ -78,7 +78,7 @@ def open_checkpoint(path: Path, mesh: Mesh | None = None) -> Checkpoint:
 
     Args:
         path: its directory.
-        mesh: ranks that all ask, and share the reading; they come to one verdict. Collective then.
+        mesh: ranks that share the reading and get the same answer; the call is then collective.
 
     Raises:
         UserError: if it is not a checkpoint or is damaged.
@@ -131,7 +131,7 @@ def newest(root: Path, mesh: Mesh | None = None) -> tuple[Checkpoint | None, lis
 
 
 def refuse_later(root: Path, resumed: Checkpoint, mesh: Mesh) -> None:
-    """Raises UserError if `root` holds later steps than the checkpoint that a run goes on from.
+    """Raises UserError if `root` holds later steps than the checkpoint that a run resumes from.
 
     The run would write among them, and its next start could take one of them for its own.
     """
@@ -139,7 +139,7 @@ def refuse_later(root: Path, resumed: Checkpoint, mesh: Mesh) -> None:
     if later:
         raise UserError(
             f"{root} holds later checkpoints ({later[0]}...) than {resumed.path}: take another "
-            "run_dir, or resume=auto to go on from the newest"
+            "run_dir, or resume=auto to resume from the newest"
         )
 
 

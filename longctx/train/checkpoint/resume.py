@@ -1,4 +1,4 @@
-"""What a checkpoint and the run that resumes it must share, and in words where they do not."""
+"""What a checkpoint and the run that resumes it must share; names what differs."""
 
 import dataclasses
 import json
@@ -39,8 +39,8 @@ def require_same(resumed: Checkpoint, run: RunConfig, fingerprint: dict[str, Any
     """Raises UserError if the checkpoint is of another model or of a run with other numbers.
 
     Args:
-        resumed: the checkpoint to go on from.
-        run: the run that goes on.
+        resumed: the checkpoint.
+        run: the run that resumes it.
         fingerprint: `checkpoint.fingerprint` of its model, and as `data` the loader's identity.
     """
     theirs = resumed.meta["fingerprint"]

@@ -1,6 +1,6 @@
-"""Goes on from an encoder and a cross-attention that an earlier run trained.
+"""Starts from the encoder and cross-attention that an earlier run trained.
 
-The decoder stays that of the present run. An export holds one too: the two must be the same model,
+The decoder stays the present run's. An export holds one too: the two must be the same model,
 compared in bf16, the least that a decoder is stored in. Reads one tensor at a time.
 """
 
@@ -19,14 +19,14 @@ from longctx.train.checkpoint.reader import INDEX, open_checkpoint
 
 
 def take_added(model: Any, start: str) -> None:
-    """Copies what was added to a decoder from an earlier run's model.
+    """Copies encoder and cross-attention from an earlier run's model.
 
     Args:
         model: with `added_parameters()`; changed in place.
         start: a directory: an exported model, or a checkpoint.
 
     Raises:
-        UserError: if there is none, it lacks something, or was trained beside another decoder.
+        UserError: if there is none, it is incomplete, or was trained with another decoder.
     """
     path = Path(start)
     if not (path / INDEX).is_file() and not any(path.glob("*.safetensors")):

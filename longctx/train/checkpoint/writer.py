@@ -1,9 +1,9 @@
-"""Checkpoints that any ZeRO stage and number of ranks can resume, and that are never half there.
+"""Writes checkpoints that any ZeRO stage and number of ranks can resume, complete or not at all.
 
 `checkpoints/step_00000100/` holds one safetensors file per rank (that rank's share of the trained
 parameters: fp32 weight and both Adam moments, whole) and `checkpoint.json`. Everything is written
 into a `.tmp` directory, flushed to the disk, and renamed by rank 0 when all ranks are done; a
-directory with the final name is therefore complete, and its checksums say whether it still is.
+directory with the final name is therefore complete, and its checksums show later damage.
 12 bytes per trained parameter; a rank holds its share in memory while it writes.
 """
 
@@ -24,7 +24,7 @@ from longctx.errors import UserError
 from longctx.parallel.mesh import Mesh
 from longctx.train.checkpoint.reader import INDEX, file_check
 
-CHECK = ".check"  # beside each file until all are there: its checksum
+CHECK = ".check"  # ends the name of a file's checksum, until all files are written
 OTHERS = "another rank failed"
 
 
@@ -63,11 +63,11 @@ def save(
         root: the run's `checkpoints` directory.
         step: optimizer steps taken.
         state: `Engine.state()`.
-        about: JSON-able facts to keep beside it: configuration, fingerprint, tokens seen.
+        about: JSON-able facts to keep with it: configuration, fingerprint, tokens seen.
         mesh: the ranks; each writes an equal share of the parameters.
 
     Raises:
-        SaveError: if a rank cannot write. Nothing of it is left behind then.
+        SaveError: if a rank cannot write; then nothing is left of it.
     """
     partial = place(root, step).with_suffix(".tmp")
     failure = failure_of(lambda: shutil.rmtree(partial)) if mesh.main and partial.exists() else None
@@ -82,7 +82,7 @@ def save(
 
 
 class SaveError(UserError):
-    """A checkpoint could not be written; those before it are as they were."""
+    """A checkpoint could not be written; earlier ones are as they were."""
 
 
 def place(root: Path, step: int) -> Path:
@@ -114,17 +114,17 @@ def share(
     return mine
 
 
-def failure_of(deed: Callable[[], object]) -> str | None:
-    """Why `deed` could not write, or None."""
+def failure_of(write: Callable[[], object]) -> str | None:
+    """Why `write` failed, or None."""
     try:
-        deed()
+        write()
     except (OSError, SafetensorError, ValueError) as error:
         return str(error)
     return None
 
 
 def all_or_none(partial: Path, failure: str | None, mesh: Mesh) -> None:
-    """Goes on if all ranks could write, else removes what they did. Collective."""
+    """Raises SaveError and removes the directory unless all ranks could write. Collective."""
     if not mesh.sum(failure is not None):
         return
     if mesh.main:
@@ -134,7 +134,7 @@ def all_or_none(partial: Path, failure: str | None, mesh: Mesh) -> None:
 
 
 def write_share(partial: Path, mine: dict[str, Tensor], mesh: Mesh) -> None:
-    """Writes a rank's file to the disk, and beside it its checksum.
+    """Writes a rank's file and its checksum to the disk.
 
     Raises:
         OSError, SafetensorError: if it cannot be written.
@@ -193,8 +193,8 @@ def _sync_directory(path: Path) -> None:
 def prune(root: Path, step: int, keep_last: int) -> None:
     """Deletes all but the newest `keep_last` checkpoints up to `step`; 0 keeps all.
 
-    Later ones do not count: they are damaged, or the run would have gone on from them.
+    Later ones do not count: they are damaged, or the run would have resumed from them.
     """
     found = sorted(p for p in root.glob("step_*[0-9]") if p.name <= f"step_{step:08d}")
     for old in found[:-keep_last] if keep_last else []:
-        shutil.rmtree(old, ignore_errors=True)  # what is left of it, the next time
+        shutil.rmtree(old, ignore_errors=True)  # the rest is deleted the next time

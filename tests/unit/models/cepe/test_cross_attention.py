@@ -173,7 +173,7 @@ def test_half_precision_is_near():
 def test_it_starts_from_self_attention(kind, width):
     layer = network(kind).model.layers[0]
     nn.init.normal_(layer.post_attention_layernorm.weight)
-    cross_attention.hang_in(layer, width)
+    cross_attention.insert(layer, width)
     cross_attention.initialise(layer, "copy")
     own, cross = layer.self_attn, layer.cross_attn
     shared = min(width, 32)
@@ -208,6 +208,6 @@ def test_other_layers_are_refused():
     with pytest.raises(UserError, match=r"Llama-style decoders.*'gpt_neox'"):
         cross_attention.require_llama_style(neox)
     decoder = network()
-    cross_attention.hang_in(decoder.model.layers[1], 24)
+    cross_attention.insert(decoder.model.layers[1], 24)
     with pytest.raises(UserError, match="has cross-attention already"):
         cross_attention.require_llama_style(decoder)
