@@ -4,13 +4,14 @@ import ast
 from collections import defaultdict
 from pathlib import Path
 
-from tests.helpers.tree import BESIDE, PRODUCT, found, sources, tree
+from tests.helpers.tree import BESIDE, PRODUCT, Function, found, sources, tree
 
 METHODS = {Path(p).stem for p in found("conf/attention/*.yaml")}
 RECIPES = {Path(p).stem for p in found("conf/recipe/*.yaml")}
 ROPES = {Path(p).stem for p in found("conf/rope/*.yaml")}
 MACHINERY = {"__init__", "method"}  # of attention/: the contract; everything else there is a method
 WITHOUT_PAGE = {"full"}  # plain attention needs no explanation
+CONTRACTS = ("longctx/attention/method.py", "longctx/recipe.py", "longctx/eval/task.py")
 PUBLIC = ("longctx/config/", "longctx/commands/", "longctx/eval/tasks/", "recipes/")
 
 
@@ -85,3 +86,42 @@ def test_nothing_found_by_its_place_is_listed_by_hand():
 def test_a_list_is_seen():
     (node,) = ast.parse("a = {'dca': 1, 'full': 2, **b}").body
     assert _listed(node.value) == {"dca", "full"}
+
+
+def _members(path: str) -> set[str]:
+    """Public functions and fields of the classes in a file."""
+    classes = [node for node in tree(path).body if isinstance(node, ast.ClassDef)]
+    members = {
+        inner.name if isinstance(inner, Function) else ast.unparse(inner.target)
+        for node in classes
+        for inner in node.body
+        if isinstance(inner, Function | ast.AnnAssign)
+    }
+    return {name for name in members if not name.startswith("_")}
+
+
+def _asked_for(node: ast.AST) -> str | None:
+    """The attribute whose presence `hasattr(x, "name")` or `getattr(x, "name", default)` tests."""
+    if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
+        return None
+    tests = node.func.id == "hasattr" or (node.func.id == "getattr" and len(node.args) == 3)
+    name = node.args[1] if tests else None
+    return name.value if isinstance(name, ast.Constant) else None
+
+
+def test_a_contract_is_a_class():
+    """Each member of a contract has a documented default: nobody asks whether it is there."""
+    members = set().union(*map(_members, CONTRACTS))
+    assert {"definition", "for_window", "build_model", "inputs"} <= members
+    asked = [
+        f"{path}:{getattr(node, 'lineno', 0)} asks for {name}"
+        for path in sources(*PRODUCT)
+        for node in ast.walk(tree(path))
+        if (name := _asked_for(node)) in members
+    ]
+    assert asked == []
+
+
+def test_a_question_for_a_member_is_seen():
+    questions = ast.parse("hasattr(x, 'seen'); getattr(x, 'seen', 1); getattr(x, 'seen'); seen(x)")
+    assert [_asked_for(node.value) for node in questions.body] == ["seen", "seen", None, None]
