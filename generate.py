@@ -1,41 +1,6 @@
-"""Continues a long text: `python generate.py model=PATH attention=dca prompt_file=book.txt`.
+"""`longctx generate` from a checkout. See `python generate.py --help`."""
 
-See `python generate.py --help`.
-"""
-
-import os
-import re
-import sys
-
-from longctx import cli
-from longctx.generate import GenerateConfig
-
-TEXT = ("prompt", "prompt_file", "question")
-
-
-def literal(argument: str) -> str:
-    """The argument as Hydra wants it: free text is quoted, so that no character has a meaning."""
-    key, mark, value = argument.partition("=")
-    if key not in TEXT or not mark or value in ("", "null"):
-        return argument
-    if re.fullmatch(r"(['\"])(?:\\.|(?!\1)[^\\])*\1", value, re.DOTALL):  # as Hydra allows it
-        return argument
-    value = re.sub(r"(\\*)\$\{", r"\1\1\\${", value)  # no interpolation either
-    value = re.sub(r"(\\*)('|\Z)", lambda found: found[1] * 2 + "\\'" * bool(found[2]), value)
-    return f"{key}='{value}'"
-
-
-def main(cfg: GenerateConfig) -> None:
-    """Streams the text to stdout; what it took goes to stderr."""
-    from longctx.generate import generate
-
-    spent = generate(cfg, lambda text: print(text, end="", flush=True))
-    print(flush=True)
-    print(*spent.lines(), sep="\n", file=sys.stderr)
-
+from longctx.commands.generate import main
 
 if __name__ == "__main__":
-    # Transformers warns of windows that are extended on purpose.
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    sys.argv[1:] = [literal(argument) for argument in sys.argv[1:]]
-    cli.run(main, GenerateConfig, "generate", "generate_schema")
+    main()

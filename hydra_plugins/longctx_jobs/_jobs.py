@@ -9,12 +9,13 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from longctx.errors import UserError
 
@@ -89,15 +90,32 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def command(kind: str, share: Share, port: int, script: str, arguments: Sequence[str]) -> list[str]:
+def program(started: str) -> list[str]:
+    """What trains: the script that was started, or the package's own command as a module.
+
+    Args:
+        started: `sys.argv[0]` of this process.
+
+    >>> program("/repository/train.py"), program("/environment/bin/longctx train")
+    (['/repository/train.py'], ['-m', 'longctx', 'train'])
+    """
+    script = Path(started)
+    if script.suffix == ".py" and script.name != "__main__.py":
+        return [str(script.resolve())]
+    return ["-m", "longctx", "train"]
+
+
+def command(
+    kind: str, share: Share, port: int, program: Sequence[str], arguments: Sequence[str]
+) -> list[str]:
     """How a job is started.
 
     Args:
         kind: `torchrun | deepspeed | python`.
         share: its processes and GPUs.
         port: for the rendezvous of its processes.
-        script: the entry point.
-        arguments: of the entry point.
+        program: the script, or `-m` and a module, before its arguments.
+        arguments: of the command.
     """
     start: list[str] = []
     if kind == "torchrun":
@@ -109,7 +127,9 @@ def command(kind: str, share: Share, port: int, script: str, arguments: Sequence
             start += ["--include", "localhost:" + ",".join(share.devices)]
         else:
             start += ["--num_gpus", str(share.nproc)]
-    return [sys.executable, *start, script, *arguments]
+        if program[0] == "-m":
+            program = ["--module", *program[1:]]
+    return [sys.executable, *start, *program, *arguments]
 
 
 def environment(kind: str, share: Share, outside: Mapping[str, str]) -> dict[str, str]:
@@ -134,21 +154,50 @@ def environment(kind: str, share: Share, outside: Mapping[str, str]) -> dict[str
     return found
 
 
+def devices() -> list[str]:
+    """This machine's GPUs that may be used, as CUDA_VISIBLE_DEVICES names them."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    import torch
+
+    count = torch.cuda.device_count()
+    return [x for x in named.split(",") if x][:count] if named else [str(i) for i in range(count)]
+
+
+@contextmanager
+def ends_by_exception() -> Iterator[None]:
+    """SIGTERM and SIGUSR1 raise SystemExit in the body, so that its jobs are ended first."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def leave(number: int, _: Any) -> None:
+        sys.exit(128 + number)
+
+    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 class Job:
     """A running job.
 
     Args:
         start: its command.
         variables: its environment.
-        log: where its output goes, after what is there already.
+        log: where its output goes, after what is there already. None: where this process prints.
     """
 
-    def __init__(self, start: Sequence[str], variables: Mapping[str, str], log: Path) -> None:
+    def __init__(
+        self, start: Sequence[str], variables: Mapping[str, str], log: Path | None
+    ) -> None:
         self._begin = time.monotonic()
-        with log.open("ab") as out:
+        with log.open("ab") if log else nullcontext() as out:
             self._process = subprocess.Popen(
                 start, env=variables, stdin=subprocess.DEVNULL, stdout=out,
-                stderr=subprocess.STDOUT, start_new_session=True,
+                stderr=subprocess.STDOUT if log else None, start_new_session=True,
             )  # fmt: skip
         self.pid = self._process.pid
         self._seen: set[int] = set()

@@ -11,10 +11,8 @@ import json
 import os
 import signal
 import sys
-import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -133,7 +131,7 @@ class JobsLauncher(Launcher):
     def __init__(self, kind: str, nproc: int | None, parallel: int) -> None:
         self.kind = kind
         cores = len(os.sched_getaffinity(0))
-        self.shares = jobs.shares(kind, nproc, parallel, _devices(), cores)
+        self.shares = jobs.shares(kind, nproc, parallel, jobs.devices(), cores)
         self.rows: list[Row] = []
 
     def setup(
@@ -156,7 +154,7 @@ class JobsLauncher(Launcher):
             points.append(point)
         self.rows += [point.row for point in points]
         self._write()
-        with _ends_by_exception():
+        with jobs.ends_by_exception():
             self._run([point for point in points if not self._finished(point)])
         print(table.markdown(self.rows), flush=True)
         print(f"{self.folder}/sweep.md, sweep.json", flush=True)
@@ -213,10 +211,9 @@ class JobsLauncher(Launcher):
         log = point.folder / "launch.log"
         offset = log.stat().st_size if log.exists() else 0
         place = point.row.directory.replace("\\", "\\\\").replace("'", "\\'")
-        arguments = [*point.overrides, f"run_dir='{place}'"]
-        share = self.shares[slot]
-        script = str(Path(sys.argv[0]).resolve())
-        start = jobs.command(self.kind, share, jobs.free_port(), script, arguments)
+        arguments = [*_folders(self.config), *point.overrides, f"run_dir='{place}'"]
+        share, program = self.shares[slot], jobs.program(sys.argv[0])
+        start = jobs.command(self.kind, share, jobs.free_port(), program, arguments)
         job = jobs.Job(start, jobs.environment(self.kind, share, os.environ), log)
         point.row.status = table.RUNNING
         self._say(point)
@@ -240,6 +237,12 @@ class JobsLauncher(Launcher):
         table.write(self.folder, self.rows)
 
 
+def _folders(config: DictConfig) -> list[str]:
+    """`--config-dir` of the sweep's own command line."""
+    added = config.hydra.get("searchpath") or []
+    return [x for path in added for x in ("--config-dir", str(path).removeprefix("file://"))]
+
+
 def _identity(config: DictConfig) -> str:
     """A digest of everything the run is told, with interpolations resolved."""
     told = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
@@ -253,30 +256,3 @@ def _outcome(point: Point, error: UserError) -> Outcome:
     outcome.status = JobStatus.FAILED if failed else JobStatus.COMPLETED
     outcome.return_value = error if failed else point.row.held_out_loss
     return outcome
-
-
-def _devices() -> list[str]:
-    """This machine's GPUs that may be used, as CUDA_VISIBLE_DEVICES names them."""
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    import torch
-
-    count = torch.cuda.device_count()
-    return [x for x in named.split(",") if x][:count] if named else [str(i) for i in range(count)]
-
-
-@contextmanager
-def _ends_by_exception() -> Iterator[None]:
-    """SIGTERM and SIGUSR1 raise SystemExit in the body, so that its jobs are ended first."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def leave(number: int, _: Any) -> None:
-        sys.exit(128 + number)
-
-    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGUSR1)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -27,7 +27,7 @@ done
 
 after() { # recipe, step: export that checkpoint and measure it
   [ -d "$out/$1-$2-hf" ] ||
-    python -m longctx.train.checkpoint.export_checkpoint "$out/$1/checkpoints/step_$(printf %08d "$2")" "$out/$1-$2-hf"
+    python -m longctx export "$out/$1/checkpoints/step_$(printf %08d "$2")" "$out/$1-$2-hf"
   python evaluate.py "${measure[@]}" model="$out/$1-$2-hf" label="$1 after $2 steps" out="$out/$1-$2"
 }
 for step in 50 100 200; do

@@ -1,6 +1,6 @@
-"""Writes the teacher of a distilling run down, so that several runs can read it.
+"""Stores the teacher's distributions of a distilling run, so that several runs can read them.
 
-    python -m longctx.commands.teacher recipe=ceped teacher.source=stored teacher.store=DIR [...]
+    longctx teacher recipe=ceped teacher.source=stored teacher.store=DIR [...]
 
 The command line is that of the run: the same settings give the same rows, in the same order. One
 forward of the decoder over every row with its contexts; the whole model on each device, a part of
@@ -135,16 +135,21 @@ def _counted(rows: Iterator[tuple[Array, Array]], bar: Any) -> Iterator[tuple[Ar
         bar.update()
 
 
-def main(run: RunConfig) -> None:
-    """The command line."""
+def store(run: RunConfig) -> None:
+    """Writes the teacher of a run, on as many processes as were started."""
     ranks = mesh.start()
     path = write(run, ranks)
     if ranks.main:
         say(f"{path} is complete")
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """The command line."""
     if {"--help", "-h"} & set(sys.argv[1:]):
-        say(f"{__doc__}\nEvery KEY=VALUE of train.py: see python train.py --help")
+        say(f"{__doc__}\nChoices and settings of the run: longctx train --help")
     else:
-        cli.run(main, RunConfig, "train", "run_schema")
+        cli.run(store, RunConfig, "train", "run_schema")
+
+
+if __name__ == "__main__":
+    main()

@@ -26,12 +26,14 @@ class ModelConfig:
         architecture: transformers config fields, with `model_type`. Needed when `path` is None;
             beside a path it lets plans be made without the weights.
         tokenizer: where the tokenizer is. None: the model's path.
+        family: of models that share the numbers a recipe is run with; `path`: unknown.
     """
 
     name: str
     path: str | None
     architecture: dict[str, Any]
     tokenizer: str | None
+    family: str = "path"
 
     @property
     def tokenizer_path(self) -> str | None:

@@ -266,7 +266,7 @@ class Store:
 
 def main(argv: list[str] | None = None) -> int:
     """`python -m longctx.data.store verify DIR`: 0 when the store is whole, else 2."""
-    parser = argparse.ArgumentParser(prog="longctx.data.store", description="Token stores.")
+    parser = argparse.ArgumentParser(prog="longctx", description="Token stores.")
     verify = parser.add_subparsers(required=True).add_parser("verify", help="read and check all")
     verify.add_argument("dir", help="token-store directory")
     path = parser.parse_args(argv).dir

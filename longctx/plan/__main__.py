@@ -1,9 +1,12 @@
 """What a run will do and need: batch arithmetic, memory and time by part, and whether it fits.
 
-    python -m longctx.plan recipe=longgen model=llama2_7b seq_len=131072 gpus=8 gpu_memory=80
+    longctx plan recipe=longgen model=llama2_7b seq_len=131072 gpus=8 gpu_memory=80
+
+In a checkout that is not installed: python -m longctx.plan ...
 
 Made from the configuration, the model's shapes (no weight is read) and, where the stores are at
-hand, the lengths of their documents. Every KEY=VALUE of train.py is one here. Of the plan alone:
+hand, the lengths of their documents. Every KEY=VALUE of train.py is one here. Those of the plan
+alone:
 
     seq_len=N          tokens of a row; short for data.seq_len
     gpus=N             ranks of the run; default 1, or parallel.sp
@@ -59,10 +62,11 @@ def split(arguments: list[str]) -> tuple[list[str], dict[str, float]]:
     return rest, own
 
 
-def main(arguments: list[str]) -> None:
+def main() -> None:
     """The command line."""
+    arguments = sys.argv[1:]
     if {"--help", "-h"} & set(arguments):
-        print(f"{__doc__.strip()}\n\nChoices and settings of the run: python train.py --help")
+        print(f"{__doc__.strip()}\n\nChoices and settings of the run: longctx train --help")
         return
     with cli.mistakes_in_one_line():
         sys.argv[1:], own = split(arguments)
@@ -77,4 +81,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 import torch
 
-import generate as entry
 from longctx import cli
+from longctx.commands import generate as entry
 from longctx.errors import UserError
 from longctx.generate import GenerateConfig, Spent, generate, read_contexts, read_prompt
 from longctx.models.cepe.encoder import build_encoder

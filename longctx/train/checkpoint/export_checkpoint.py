@@ -2,13 +2,9 @@
 
 One process, no engine: builds the run's model again from its own configuration, loads the
 checkpoint's weights into it, and saves it. Needs memory for one copy of the weights. Training does
-this for the last checkpoint; for any other:
-
-    python -m longctx.train.checkpoint.export_checkpoint CHECKPOINT DIRECTORY
+this for the last checkpoint, `longctx export CHECKPOINT DIRECTORY` for any other.
 """
 
-import argparse
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,11 +12,9 @@ from typing import Any
 from torch import nn
 
 from longctx.config import RunConfig, build
-from longctx.errors import UserError
 from longctx.models.export.directory import export
 from longctx.models.files import DTYPES
 from longctx.models.lora import merge_lora
-from longctx.recipe import find_recipe
 from longctx.train.checkpoint.reader import load_weights, open_checkpoint
 
 
@@ -59,28 +53,3 @@ def export_checkpoint(
     model, run = checkpoint_model(path, build_model)
     model.to(DTYPES[run.train.export_dtype])
     return export(model, run.model.tokenizer_path, directory)
-
-
-def main() -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m longctx.train.checkpoint.export_checkpoint", description=__doc__
-    )
-    parser.add_argument("checkpoint", type=Path, help="RUN/checkpoints/step_XXXXXXXX")
-    parser.add_argument("directory", type=Path, help="where to write the export")
-    given = parser.parse_args()
-    try:
-        run = open_checkpoint(given.checkpoint).meta["run"]
-        recipe = find_recipe(run["builder"])
-        export_checkpoint(given.checkpoint, recipe.build_model, given.directory)
-    except UserError as error:
-        sys.exit(_fail(error))
-
-
-def _fail(error: UserError) -> int:
-    sys.stderr.write(f"error: {error}\n")
-    return 2
-
-
-if __name__ == "__main__":
-    main()

@@ -46,13 +46,13 @@ def test_what_cannot_be_shared_is_refused(given, line):
 def test_commands():
     share, cpu = Share(2, ("4", "5"), 8), Share(2, (), 8)
     tail = ["train.py", "seed=1"]
-    assert command("python", share, 1, "train.py", ["seed=1"]) == [sys.executable, *tail]
-    torchrun = command("torchrun", share, 29400, "train.py", ["seed=1"])
+    assert command("python", share, 1, ["train.py"], ["seed=1"]) == [sys.executable, *tail]
+    torchrun = command("torchrun", share, 29400, ["train.py"], ["seed=1"])
     assert torchrun[1:3] == ["-m", "torch.distributed.run"] and torchrun[-2:] == tail
     assert " --nproc_per_node 2 " in " ".join(torchrun) and "29400" in torchrun
-    on_gpus = " ".join(command("deepspeed", share, 1, "train.py", ["seed=1"]))
+    on_gpus = " ".join(command("deepspeed", share, 1, ["train.py"], ["seed=1"]))
     assert "--include localhost:4,5 train.py" in on_gpus and "--num_gpus" not in on_gpus
-    assert "--num_gpus 2 train.py" in " ".join(command("deepspeed", cpu, 1, "train.py", []))
+    assert "--num_gpus 2 train.py" in " ".join(command("deepspeed", cpu, 1, ["train.py"], []))
 
 
 def test_environment():
