@@ -45,7 +45,7 @@ class TeacherConfig:
     Args:
         source: `online` (the frozen decoder itself reads context and input, without gradients)
             `| stored` (its most probable tokens were written down before).
-        store: directory that `python -m longctx.train.store_teacher` wrote; for `stored`.
+        store: directory that `longctx teacher` wrote; for `stored`.
     """
 
     source: str = "online"

@@ -159,7 +159,7 @@ def _read(path: Path) -> Plan:
             raise
         raise UserError(
             f"teacher.store={path} is no stored teacher: no readable {META} "
-            "(python -m longctx.commands.teacher writes one)"
+            "(longctx teacher writes one)"
         ) from error
 
 
@@ -196,7 +196,7 @@ class StoredTeacher:
         if missing := _missing(self.path, self.plan):
             raise UserError(
                 f"{self.path} lacks {len(missing)} of {self.plan.parts} parts: "
-                "python -m longctx.commands.teacher with the same settings writes what is missing"
+                "longctx teacher with the same settings writes what is missing"
             )
         self._open = lru_cache(maxsize=OPEN_PARTS)(self._open_part)
 
@@ -262,4 +262,4 @@ class StoredTeacher:
             return slices, file.get_tensor("crc")
 
 
-_AGAIN = "remove it, and python -m longctx.commands.teacher writes it again"
+_AGAIN = "remove it, and longctx teacher writes it again"
