@@ -78,12 +78,8 @@ def from_native(native: dict[str, Any]) -> RopeConfig | None:
         return RopeConfig()
     if name == "yarn" and not (native.get("beta_fast") and native.get("beta_slow")):
         return None
-    return RopeConfig(
-        name=name,
-        factor=native["factor"],
-        beta_fast=native.get("beta_fast"),
-        beta_slow=native.get("beta_slow"),
-    )
+    betas = {key: native[key] for key in ("beta_fast", "beta_slow") if native.get(key)}
+    return RopeConfig(name=name, factor=native["factor"], **betas)
 
 
 def rope_parameters(
@@ -208,8 +204,6 @@ def _dimension_of(rotations: float, base: float, window: int, head_dim: int) -> 
 
 def _betas(rope: RopeConfig) -> tuple[float, float]:
     """YaRN's two thresholds, rotations per window."""
-    if rope.beta_fast is None or rope.beta_slow is None:
-        raise UserError("rope.name=yarn needs rope.beta_fast and rope.beta_slow")
     if not rope.beta_fast > rope.beta_slow > 0:
         raise UserError(
             f"rope.beta_fast={rope.beta_fast} must be above rope.beta_slow={rope.beta_slow}, "

@@ -20,9 +20,9 @@ class InLoopConfig:
 
     every: int = 0
     lengths: list[int] = field(default_factory=list)
-    documents: int = 0
+    documents: int = 8
     target_tokens: int = 64
-    passkeys: int = 0
+    passkeys: int = 10
 
     def __post_init__(self) -> None:
         for key in ("every", "documents", "passkeys"):

@@ -5,7 +5,9 @@ from typing import Any
 
 import yaml
 
+from longctx.cli.numbers import Composing
 from longctx.config import RunConfig
+from longctx.models.choose import attention_methods, method_class
 from tests.helpers.tree import found, text
 
 HYDRA_KEYS = {"defaults", "hydra"}
@@ -50,10 +52,37 @@ def test_every_key_of_a_group_is_a_field():
 def test_every_key_of_a_run_is_a_field():
     files = found("conf/train.yaml") + found("conf/recipe*/**/*.yaml")
     assert len(files) > 10
-    unknown = {p: s for p in files if (s := strays(settings(p), RunConfig))}
+    shaping = {field.name for field in dataclasses.fields(Composing)}
+    keys = {p: {k: v for k, v in settings(p).items() if k not in shaping} for p in files}
+    unknown = {p: s for p, values in keys.items() if (s := strays(values, RunConfig))}
     assert unknown == {}
 
 
 def test_a_stray_key_is_seen():
     values = {"seed": 1, "optim": {"lr": 1.0, "learning_rate": 1.0}, "sed": 1}
     assert strays(values, RunConfig) == ["optim.learning_rate", "sed"]
+
+
+def repeated(values: dict[str, Any], schema: type[Any], where: str = "") -> list[str]:
+    """Dotted keys of `values` that say what the dataclass `schema` has as its default."""
+    out = []
+    for field in dataclasses.fields(schema):
+        if field.name not in values or field.name == "name":
+            continue
+        value = values[field.name]
+        if isinstance(field.type, type) and dataclasses.is_dataclass(field.type):
+            out += repeated(value or {}, field.type, f"{where}{field.name}.")
+        elif value == field.default and type(value) is type(field.default):
+            out.append(where + field.name)
+    return out
+
+
+def test_a_number_has_one_home():
+    """A choice does not say again what is the default of its dataclass; nor does a method's."""
+    assert repeated({"wandb": {"mode": "x"}, "force": False}, RunConfig) == ["force"]
+    schemas = [
+        (path, schema) for name, schema in GROUPS.items() for path in found(f"conf/{name}/*")
+    ]
+    schemas += [(f"conf/attention/{x}.yaml", method_class(x)) for x in attention_methods()]
+    twice = {path: keys for path, kind in schemas if (keys := repeated(settings(path), kind))}
+    assert twice == {}

@@ -220,9 +220,13 @@ def test_a_scaled_model_is_not_scaled_again(kind):
     assert rope.rope_parameters(RopeConfig(), native, 8192, 128) == native
 
 
+def test_yarn_has_the_papers_thresholds_where_none_are_given():
+    given = RopeConfig("yarn", factor=2, beta_fast=32, beta_slow=1)
+    earlier = RopeConfig("yarn", factor=2, beta_fast=None, beta_slow=None)  # in a checkpoint
+    assert RopeConfig("yarn", factor=2) == given == earlier
+
+
 def test_faults_of_the_input():
-    with pytest.raises(UserError, match=r"needs rope\.beta_fast"):
-        rope.inv_freq(RopeConfig("yarn", factor=2), 1e4, 2048, 128)
     with pytest.raises(UserError, match="must be above"):
         rope.inv_freq(RopeConfig("yarn", factor=2, beta_fast=1, beta_slow=32), 1e4, 2048, 128)
     with pytest.raises(UserError, match="one rope_theta"):

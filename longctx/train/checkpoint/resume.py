@@ -6,6 +6,7 @@ from typing import Any
 
 from longctx.config import RunConfig, build
 from longctx.errors import UserError
+from longctx.models.choose import attention_method
 from longctx.train.checkpoint.reader import Checkpoint
 
 # What may differ. Of the data the fingerprint says more than its settings: a store may move.
@@ -33,6 +34,7 @@ MAY_CHANGE_IN_TRAIN = {
     "max_skipped",
     "skip_above",
 }
+MAY_CHANGE_IN_MODEL = {"family"}
 
 
 def require_same(resumed: Checkpoint, run: RunConfig, fingerprint: dict[str, Any]) -> None:
@@ -87,6 +89,11 @@ def _short(value: str) -> str:
 def _comparable(run: RunConfig) -> dict[str, str]:
     """The settings that a resumed run must share, flat, as text."""
     kept = {k: v for k, v in dataclasses.asdict(run).items() if k not in MAY_CHANGE}
+    kept["attention"] = {  # whether a number was given or is the method's default is all one
+        "name": run.attention["name"],
+        **dataclasses.asdict(attention_method(run.attention)),
+    }
+    kept["model"] = {k: v for k, v in kept["model"].items() if k not in MAY_CHANGE_IN_MODEL}
     kept["train"] = {k: v for k, v in kept["train"].items() if k not in MAY_CHANGE_IN_TRAIN}
     flat = {}
     for group, value in kept.items():
