@@ -26,6 +26,7 @@ from longctx.parallel.slurm import ranks
 
 T = TypeVar("T")
 OPEN = dict[str, Any]
+Words = Mapping[str, Callable[[], str]]
 
 
 def compose(
@@ -59,6 +60,7 @@ def run(
     config_name: str,
     schema_name: str,
     folder: Path = CONF,
+    words: Words | None = None,
 ) -> None:
     """Composes the command line's configuration and calls `task` with it.
 
@@ -70,6 +72,7 @@ def run(
         config_name: the YAML in `folder` to start from.
         schema_name: how that YAML's defaults list calls the schema.
         folder: where it and its groups are.
+        words: what stands for a `$NAME` in the help.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions through; they are worded below
     _register(schema, schema_name)
@@ -91,14 +94,14 @@ def run(
     with mistakes_in_one_line():
         if {"--help", "-h"} & set(sys.argv[1:]):
             places.use(places.split(sys.argv[1:])[1])
-            print(help_text(config_name, folder))
+            print(help_text(config_name, folder, words))
             return
         os.environ.update(ranks(os.environ))
         sys.argv[1:] = prepare(sys.argv[1:], config_name, folder)
         start()
 
 
-def help_text(config_name: str, folder: Path = CONF) -> str:
+def help_text(config_name: str, folder: Path = CONF, words: Words | None = None) -> str:
     """The help of an entry point, with the choices of the groups that it composes.
 
     Not Hydra's own: that needs a full command line, and lists every folder below conf/.
@@ -106,11 +109,15 @@ def help_text(config_name: str, folder: Path = CONF) -> str:
     Args:
         config_name: the YAML in `folder` to start from; its `hydra.help.template` is the text.
         folder: where it and its groups are.
+        words: what stands for a `$NAME` in it.
     """
     found: Any = OmegaConf.load(folder / f"{config_name}.yaml")
     known = {group: places.choices(group, folder) for group in groups(config_name, folder)}
     lines = [f"{group}: {', '.join(names)}\n" for group, names in known.items() if names]
-    return str(found.hydra.help.template).replace("$APP_CONFIG_GROUPS", "".join(lines)).rstrip()
+    text = str(found.hydra.help.template).replace("$APP_CONFIG_GROUPS", "".join(lines))
+    for name, made in (words or {}).items():
+        text = text.replace(f"${name}", made())
+    return text.rstrip()
 
 
 def _register(schema: type, schema_name: str) -> None:

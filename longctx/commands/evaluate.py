@@ -4,7 +4,7 @@ import os
 from datetime import timedelta
 
 from longctx import cli
-from longctx.eval.config import EvalConfig
+from longctx.eval.config import EvalConfig, help_of_tasks
 
 # Ranks wait for one that works alone (efficiency, lm-eval); one that dies ends them all anyway.
 WAIT = timedelta(weeks=52)
@@ -25,4 +25,5 @@ def evaluate(cfg: EvalConfig) -> None:
 
 def main() -> None:
     """The command line."""
-    cli.run(evaluate, EvalConfig, "evaluate", "eval_schema")
+    words = {"TASKS": help_of_tasks}
+    cli.run(evaluate, EvalConfig, "evaluate", "eval_schema", words=words)

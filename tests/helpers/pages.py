@@ -193,7 +193,9 @@ def _choices(argument: str) -> list[str]:
 def _stopped(name: str, arguments: list[str], partly: bool, folder: Path) -> Iterator[None]:
     """Programs stop once they have read their arguments; their errors are raised as they are."""
 
-    def run(task: Any, schema: type, config: str, schema_name: str, place: Path = cli.CONF) -> None:
+    def run(
+        task: Any, schema: type, config: str, schema_name: str, place: Path = cli.CONF, **_: Any
+    ) -> None:
         given = {a.lstrip("+~").partition("=")[0] for a in sys.argv[1:]}
         rest = REST.get(config, []) if partly else []
         added = [a for a in rest if a.partition("=")[0] not in given]
