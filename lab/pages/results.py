@@ -306,6 +306,7 @@ def main(which: str, out: Path) -> None:
         replace(ROOT / "assets" / "lab-llama" / "README.md", "lab", asset(out))
     elif which == "demo":
         replace(ROOT / "README.md", "demo", demo(out))
+        shutil.copyfile(out / "passkey.png", ROOT / "docs" / "figures" / "demo_passkey.png")
     elif which == "gguf":
         replace(page, "gguf", gguf(out))
     elif which == "dca":
