@@ -87,7 +87,7 @@ def bootstrap(values: Sequence[float]) -> Interval:
 def interval(values: Sequence[float]) -> Interval:
     """95% interval of a mean of values from 0 to 1: the bootstrap's, or Wilson's.
 
-    Wilson's where every value is 0 or 1, and where all are alike: there the bootstrap has no width.
+    Wilson's where every value is 0 or 1, and where all are equal: there the bootstrap has no width.
     """
     if all(value in (0, 1) for value in values) or len(set(values)) == 1:
         return wilson(sum(values), len(values))

@@ -19,7 +19,7 @@ from longctx.eval.task import Sample
 
 CONTROL = re.compile(r"[\x00-\x1f]")
 SHOWN = 240  # characters of either end of a prompt in its record
-SHRINK = 50  # a prompt that came out too long gives up one in so many units
+SHRINK = 50  # a prompt that comes out too long loses 1/50 of its units at a time
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Reader:
 
     Args:
         subject: model and tokenizer.
-        chat: the text stands in the tokenizer's chat template.
+        chat: the text is put into the tokenizer's chat template.
         key: setting that asked for it, for the error.
     """
 

@@ -24,7 +24,7 @@ SAMPLES = "samples.jsonl"
 
 
 def settings_of(cfg: Evaluation, task: str) -> dict[str, Any]:
-    """What a task's numbers depend on beside the model; equal settings compare fairly.
+    """What a task's numbers depend on besides the model; equal settings compare fairly.
 
     Raises:
         UserError: if something that the task reads is missing or does not fit.

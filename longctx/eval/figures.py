@@ -25,13 +25,13 @@ WINDOWS = "dotted: the native window ends; dashed: the extended one"
 
 
 def look(model: Results, i: int) -> dict[str, Any]:
-    """Colour and marker of a model, alike in all figures of a report (`place`: its row there)."""
+    """Colour and marker of a model, the same in all figures of a report (`place`: its row)."""
     i = model.get("place", i)
     return {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
 
 
 def save(figure: "Figure", path: Path) -> str:
-    """Writes a PNG, and an SVG without background beside it; the PNG's name."""
+    """Writes a PNG, and an SVG without background next to it; returns the PNG's name."""
     from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
@@ -44,13 +44,13 @@ def save(figure: "Figure", path: Path) -> str:
 
 
 def new_axes(width: float, height: float) -> "tuple[Figure, Axes]":
-    """An empty figure of so many inches, with one pair of axes."""
+    """An empty figure of this size, inches, with one pair of axes."""
     figure, [axes] = new_row(width, height, 1)
     return figure, axes
 
 
 def new_row(width: float, height: float, count: int) -> "tuple[Figure, list[Axes]]":
-    """An empty figure of so many inches, with axes side by side."""
+    """An empty figure of this size, inches, with axes side by side."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
@@ -136,7 +136,7 @@ def mark_windows(axes: "Axes", model: Results, lengths: Sequence[int]) -> None:
 
 
 def panels(models: Sequence[Results], columns: int, height: float) -> "tuple[Figure, list[Axes]]":
-    """Axes of one model each, two beside each other, wide enough for so many columns."""
+    """Axes for each model, two in a row, wide enough for this many columns."""
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 

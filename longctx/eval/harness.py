@@ -107,7 +107,7 @@ def _reader(lm_eval: Any, task: str, subject: Subject) -> Any:
 
 def _row(task: str, numbers: dict[str, Any], count: dict[str, Any]) -> dict[str, Any]:
     if "acc,none" not in numbers:
-        raise UserError(f"short.tasks=[{task}] tells no accuracy (metric acc)")
+        raise UserError(f"short.tasks=[{task}] reports no accuracy (metric acc)")
     score, asked = float(numbers["acc,none"]), sum(n["effective"] for n in count.values())
     return {
         "kind": task,

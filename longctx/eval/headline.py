@@ -1,11 +1,11 @@
 """The first table of a report: one row a model, the main numbers of each task.
 
-A number that depends on the length stands there twice: at the longest length inside every model's
+A number that depends on the length is given twice: at the longest length inside every model's
 native window, where an extension may cost something, and at the longest of all, where it must gain;
-where few tasks and lengths were measured, at each length. A mean over lengths would let a base that
+at every length where few tasks and lengths were measured. A mean over lengths would let a base that
 is lost beyond its window win by what it does inside it.
-The best of a column is bold, with all that a 95% interval cannot tell from it, where all were
-measured alike; what was not is marked. Costs nothing.
+The best of a column is bold, with all values that their 95% intervals cannot separate from it, if
+all models were measured in the same way; a value that was not is marked. Costs nothing.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,7 +20,7 @@ from longctx.eval.tables import table
 Value = tuple[float, float]
 Z = 1.96
 MARK = " †"
-FEW_TASKS, FEW_LENGTHS = 2, 5  # up to so many, every length has a column
+FEW_TASKS, FEW_LENGTHS = 2, 5  # no more than these: a column for every length
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def at_lengths(
 
 
 def _cells(column: Column, odd: Sequence[bool]) -> list[str]:
-    """The texts of a column; the best are bold if all were measured alike and some are worse."""
+    """The texts of a column, the best bold if all were measured alike and some are worse."""
     values = [v for v in column.values if v is not None]
     top, margin = max(values) if column.rising else min(values)
 
@@ -183,14 +183,14 @@ def section(
     yield from ("## In short", "")
     if len(models) > 1:
         yield (
-            "Bold: the best of a column and what cannot be told from it (unpaired, so cautious), "
-            "where all were measured alike and some are worse. k_max, effective lengths and times "
-            "have no interval: none is called the best."
+            "Bold: the best of a column and every value that 95% intervals do not separate from it "
+            "(unpaired, so cautious), if all models were measured in the same way and some are "
+            "worse. k_max, effective lengths and times have no interval, so none is bold."
         )
     if any(MARK in cell for _, cells in shown for cell in cells):
         yield f"{MARK.strip()}: measured under other settings than the model in the first row."
     yield (
-        "± is half a 95% interval; how each number was measured stands with its table below. "
+        "± is half a 95% interval; how each number was measured is said above its table below. "
         "The window: the models' native one, before any extension."
     )
     if trained := _trained(models):

@@ -152,7 +152,7 @@ def _numbers(running: Running, tasks: dict[str, dict[int, list[Row]]]) -> dict[s
 
 
 def _scores(running: Running, rows: Sequence[Row], length: int) -> list[list[float]]:
-    """`[3][rows]`, alike on every rank; each makes equally many passes, as ZeRO-3 needs."""
+    """`[3][rows]`, the same on every rank; each makes as many passes, as ZeRO-3 needs."""
     own = [[0.0] * len(rows) for _ in range(3)]
     for first in range(0, len(rows), running.dp_size):
         number = first + running.dp_rank

@@ -1,4 +1,4 @@
-"""What a task has done already, kept piece by piece, and shared by several processes.
+"""The finished work of a task, kept piece by piece and shared by several processes.
 
 A task cuts its work into pieces and has each of them done through `Journal.each`:
 
@@ -9,8 +9,8 @@ A task cuts its work into pieces and has each of them done through `Journal.each
 of the pieces and complete on every rank. A piece is what one forward pass takes (a batch, or one
 prompt to generate from): results then depend neither on the number of ranks nor on where a run was
 killed. Pieces must come out the same, in the same order, whenever the task is run; `each` may be
-called several times, with other titles. What follows (means, intervals) every rank computes alike,
-so a task needs to know nothing of ranks. Do not open a progress bar beside it: it has one.
+called several times, with other titles. What follows (means, intervals) is computed on every
+rank, so a task needs to know nothing of ranks. It shows a progress bar; do not open another.
 
 Costs one written line a piece. A finished line is never done again; a torn last one is.
 """
@@ -144,7 +144,7 @@ class Journal:
         torn = path.exists() and not path.read_bytes().endswith(b"\n")
         file = path.open("ab")
         if torn:
-            file.write(b"\n")  # ends a line that a kill tore, so that the next one stands alone
+            file.write(b"\n")  # ends a line that a kill cut short, so that the next one is whole
         return file
 
     def _meet(self) -> None:

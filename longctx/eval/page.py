@@ -1,4 +1,4 @@
-"""A report as one HTML file that needs nothing beside it: no script, no font, no request.
+"""A report as one self-contained HTML file: no script, no font, no request.
 
 Rendered from the lines of `report.md`, so there is no second text. Light and dark, narrow screens
 (tables scroll inside their box) and paper are the style sheet's business. Figures are inlined as
@@ -17,7 +17,7 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 IMAGE = re.compile(r"!\[(.*)\]\((.+)\)")
 CELLS = re.compile(r"(?<!\\)\|")
 NUMBER = re.compile(r"\W*[\d,.]+( ?%)?( ± [\d,.]+)?( \(.*\))?(, [\d.]+ mixed)?( ?\[.*\])?\W*")
-ASIDE = re.compile(r" (\([^()]*\)(, [^()]*)?)$")  # of a number; takes a line of its own
+ASIDE = re.compile(r" (\([^()]*\)(, [^()]*)?)$")  # behind a number; it goes on a second line
 BELOW = r"<br>\1"
 LONG, WORDY = ' class="long"', 24  # letters; it is not squeezed to a word a line
 TABLE = "/,_"  # where code may break in a table
@@ -89,7 +89,7 @@ def _contents(lines: Sequence[str]) -> str:
 
 
 def _inline(text: str, breaks: str = "/,") -> str:
-    """Text with its `code` and **bold**; what stands in code is left as it is.
+    """Text with its `code` and **bold**; code is left as it is.
 
     Code may end a line behind `breaks`: paths and lists are longer than a phone is wide.
     """
@@ -103,7 +103,7 @@ def _inline(text: str, breaks: str = "/,") -> str:
 
 
 def _table(lines: Sequence[str]) -> str:
-    """A table in a box that scrolls; heads stand over their column's numbers."""
+    """A table in a box that scrolls; heads are aligned like their column's numbers."""
     rows = [[c.strip().replace("\\|", "|") for c in CELLS.split(x)[1:-1]] for x in lines]
     head, body = rows[0], rows[2:]
     columns = [[cell for cell in column if cell] for column in zip(*body, strict=True)]

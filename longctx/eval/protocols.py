@@ -1,4 +1,4 @@
-"""Four named perplexity protocols; the name stands beside every number they give.
+"""Four named perplexity protocols; reports name the protocol with every number.
 
 - `sliding_new_tokens` (Position Interpolation, Press et al.): a window moves by the stride and
   only its new tokens are scored. One forward of W tokens per stride: the dearest, and the one
@@ -12,7 +12,7 @@
 - `token_matched`: the same target tokens under every length, so only the context differs. One
   forward per length and window; the one to compare lengths with.
 
-All take the same documents, those as long as the longest length asked for. BOS stands at the
+All take the same documents, those as long as the longest length asked for. BOS is at the
 start of a document, so windows that begin inside one carry none (`bos: document_start`).
 CEPE's protocols are those of the task `contexts`.
 """
@@ -98,7 +98,7 @@ def sliding_new_tokens(
         text: the documents.
         lengths: window widths W, tokens.
         stride: S, tokens.
-        document_tokens: documents are cut to so many, but never below the widest window; None:
+        document_tokens: documents are cut to this length, but never below the widest window; None:
             whole documents.
     """
     assert stride < min(lengths), "a window must see something before what it scores"
@@ -196,7 +196,7 @@ def token_matched(
         text: the documents.
         lengths: window widths L, tokens: a target sees L - T to L - 1 tokens before it.
         target_tokens: T, tokens.
-        windows: at most so many places in each document, evenly spaced, never overlapping.
+        windows: most places in each document, evenly spaced, never overlapping.
     """
     assert target_tokens < min(lengths), "a window must see something before what it scores"
     ends = matched_ends(text.documents, text.chosen, max(lengths), target_tokens, windows)
@@ -257,7 +257,7 @@ def whole_window(
         text: the documents.
         lengths: window widths W, tokens.
         stride: S, tokens.
-        document_tokens: documents are cut to so many, but never below the widest window; None:
+        document_tokens: documents are cut to this length, but never below the widest window; None:
             whole documents.
 
     Returns:

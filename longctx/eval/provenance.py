@@ -85,23 +85,23 @@ def label(cfg: Evaluation) -> str:
 def facts(subject: Subject) -> Results:
     """What a report says of the loaded model."""
     model = subject.model
-    told = describe(model)
+    known = describe(model)
     rope = model.config.rope_parameters
-    native = rope.get("original_max_position_embeddings") or told["window"] / told["rope_factor"]
+    native = rope.get("original_max_position_embeddings") or known["window"] / known["rope_factor"]
     return {
-        "parameters": told["parameters"],
+        "parameters": known["parameters"],
         "attention": getattr(model.config, RECORD, {"name": "full"}),
         "rope": {
-            "name": told["rope_type"],
-            "factor": told["rope_factor"],
-            "base": told["rope_base"],
+            "name": known["rope_type"],
+            "factor": known["rope_factor"],
+            "base": known["rope_base"],
         },
-        "dtype": told["dtype"],
+        "dtype": known["dtype"],
         "device": str(model.device),
         "device_name": device_name(model.device),
         "tokenizer_sha256": tokenizer_hash(subject.cfg),
         "native_window": round(native),
-        "window": told["window"],
+        "window": known["window"],
     }
 
 

@@ -37,7 +37,7 @@ class Passage:
     text: str
 
     def __str__(self) -> str:
-        """As it stands in a prompt."""
+        """As it is written in a prompt."""
         return f"Document (Title: {self.title}): {self.text}"
 
 
@@ -215,7 +215,7 @@ class Prompt:
 
     Args:
         passages: places in the pool, in the order read.
-        in_decoder: the decoder reads the first so many, the encoder the others.
+        in_decoder: how many of them the decoder reads; the encoder reads the others.
         text: what the decoder reads.
         tokens: of that text, BOS included.
         contexts: tokens of each context that the encoder reads.

@@ -79,7 +79,7 @@ class Quiz:
 
 
 def quiz_of(cfg: Evaluation, subject: Subject, mode: str, samples: int) -> Quiz:
-    """The quiz of an evaluation, in this mode with so many prompts a cell."""
+    """The quiz of an evaluation, in this mode and with this many prompts a cell."""
     bos, journal = subject.tokenizer.bos_token_id, subject.journal
     own = (subject.model, subject.encode, bos, samples)
     return Quiz(*own, cfg.seed, mode, cfg.batch_tokens, journal)

@@ -1,4 +1,4 @@
-"""`results.json`: reading, writing, and whether the models in several were measured alike."""
+"""`results.json`: reading, writing, and whether several models were measured in the same way."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -104,7 +104,7 @@ def unlike(models: Sequence[Results], task: str, facts: Sequence[str] = FACTS) -
     Args:
         models: of a report.
         task: its name.
-        facts: of a model that must be equal beside the task's settings.
+        facts: of a model that must be equal besides the task's settings.
     """
     first = next(m for m in models if task in m["tasks"])
     return [

@@ -1,8 +1,8 @@
 """Passages of a token store, and BM25 over their words: which are the best for a query.
 
 Passages are pieces of equal size; a text is never given passages of itself. BM25 has no stop words
-and no stemming, so that it treats every language alike. Indexing takes about 0.1 ms a passage of a
-hundred words, a query some milliseconds over 60,000 passages.
+and no stemming, so every language is treated in the same way. Indexing takes about 0.1 ms a passage
+of a hundred words, a query some milliseconds over 60,000 passages.
 Source: Robertson & Zaragoza 2009, in the form of Lucene (k1 = 1.5, b = 0.75), by bm25s.
 """
 

@@ -43,7 +43,7 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 def has_encoder(model: nn.Module) -> bool:
-    """Whether contexts go to an encoder beside the decoder."""
+    """Whether the model reads contexts in an encoder."""
     return hasattr(model, "encode")
 
 
@@ -131,7 +131,7 @@ def token_nll(
 
     Args:
         model: causal language model with `get_decoder()` and `get_output_embeddings()`.
-        tokens: `[b s]` int64. Padding may stand on the right: a causal model never sees it.
+        tokens: `[b s]` int64. Padding may follow on the right: a causal model never sees it.
         scored: which tokens are scored: a slice of the sequence, or a `[b s]` bool mask. Not the
             first token: nothing predicts it.
         contexts: `[b c l]` int64, read by the model's encoder, or in front if it has none.
@@ -180,7 +180,7 @@ def greedy(
     Args:
         model: with transformers' `generate`. Call it inside `evaluating`.
         prompt: tokens.
-        new_tokens: at most so many.
+        new_tokens: most tokens of the continuation.
         contexts: tokens of each, of any lengths; only for a model with an encoder.
 
     Returns:

@@ -112,7 +112,7 @@ def choose_documents(
     Args:
         documents: the store.
         length: the longest length asked for, tokens.
-        max_documents: at most so many; None: all.
+        max_documents: how many at most; None: all.
         where: the store's name, for the error.
         asked: what asks for that length, for the error.
 
@@ -142,7 +142,7 @@ def matched_ends(
         chosen: indices of its documents, each of at least `longest` tokens.
         longest: tokens before an end that must be in the document.
         target_tokens: the last tokens before an end; they never overlap.
-        windows: at most so many in each document, evenly spaced.
+        windows: most windows in each document, evenly spaced.
     """
     ends: list[tuple[int, int]] = []
     for i in chosen:
@@ -230,7 +230,7 @@ def sum_windows(
     title: str,
     journal: Journal | None = None,
 ) -> list[float]:
-    """Sums of what `score_windows` tells, for plans that score far more tokens than the text has.
+    """Sums of the losses of `score_windows`, for plans that score a token many times.
 
     Args:
         model: as in `score_windows`, like all the others.

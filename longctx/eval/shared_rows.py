@@ -34,7 +34,7 @@ class SpreadDecoder:
         self._decoder, self._mesh = decoder, mesh
 
     def __call__(self, input_ids: Tensor) -> Tensor:
-        """`[b s]` tokens, alike on all ranks of a row, to `[b s h]` states, alike too."""
+        """`[b s]` tokens to `[b s h]` states, the same on all ranks of a row."""
         assert self._mesh.sp_group is not None
         count, sp = input_ids.shape[1], self._mesh.sp_size
         own = -(-count // sp)
@@ -62,7 +62,7 @@ def spread(model: Any, mesh: Mesh | None) -> Any:
         The model.
 
     Raises:
-        UserError: if it cannot be spread over so many ranks.
+        UserError: if it cannot be spread over this many ranks.
     """
     if mesh is None or mesh.sp_group is None:
         return model

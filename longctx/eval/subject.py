@@ -116,7 +116,7 @@ def digest_of(store: Store) -> str:
 
 
 def device_name(device: torch.device) -> str:
-    """The device's own name, as far as it tells one."""
+    """The device's name as its driver or the system reports it."""
     if device.type == "cuda":
         return str(torch.cuda.get_device_name(device))
     cpus = Path("/proc/cpuinfo")

@@ -1,8 +1,8 @@
 """The contract of an evaluation task: one frozen dataclass in a file of `longctx/eval/tasks/`.
 
-Whatever file stands there is a task, named like the file: `evaluate.py tasks=[NAME]` runs it,
+Every file there is a task, named like the file: `evaluate.py tasks=[NAME]` runs it,
 `NAME.KEY=VALUE` sets its numbers, `--help` shows the first line of its docstring, and its section
-stands in the report. `docs/how-to/evaluation-task.md` writes one from nothing.
+is part of the report. `docs/how-to/evaluation-task.md` adds one step by step.
 """
 
 from abc import ABC, abstractmethod
@@ -30,10 +30,10 @@ class Task(ABC):
 
     Attributes:
         name: of the file, and of the task everywhere.
-        place: where its section stands in a report; smaller ones come first.
+        place: order of its section in a report; smaller ones come first.
         by_length: it is measured at each of `lengths`.
-        compared_by: facts of a model (`results.json`) that change its numbers beside the
-            settings: models compare fairly where these are equal too.
+        compared_by: facts of a model (`results.json`) that change its numbers besides
+            the settings: models compare fairly only where these are equal too.
     """
 
     name: ClassVar[str]
@@ -56,7 +56,7 @@ class Task(ABC):
 
     @property
     def longest(self) -> int | None:
-        """Its longest input beside `lengths`, tokens; None where the settings do not say."""
+        """Its longest input besides `lengths`, tokens; None where the settings do not say."""
         return None
 
     def check(self, cfg: Evaluation) -> None:
@@ -64,10 +64,10 @@ class Task(ABC):
         return
 
     def inputs(self, cfg: Evaluation) -> dict[str, Any]:
-        """What the numbers depend on beside settings and lengths, as JSON can hold it.
+        """What the numbers depend on besides settings and lengths, as JSON values.
 
         A result is measured again when this changes, and models compare fairly only where it is
-        equal. Called before any task runs, so what is missing is told at once. The default: the
+        equal. Called before any task runs, so missing data is reported at once. The default: the
         seed, and the content of `held_out` where the task reads it.
 
         Raises:

@@ -26,7 +26,7 @@ class Asked:
     Args:
         text: the question.
         answers: accepted.
-        own: documents that stand in every prompt of it, those that answer it first.
+        own: documents in every prompt of it, those that answer it first.
         gold: how many of them answer it.
         near: documents to add before any other.
     """

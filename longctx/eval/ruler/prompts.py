@@ -97,7 +97,7 @@ class Niah:
 
     @property
     def least(self) -> int:
-        """Needles stand between lines, each at another place."""
+        """Needles go between lines, each in its own place."""
         return 1 if self.haystack == "essay" else self.needles * self.per_key
 
     @property
@@ -334,7 +334,7 @@ class Documents:
         return self.exam.questions[place % len(self.exam.questions)]
 
     def _documents(self, asked: Asked, size: int, draw: Random) -> list[int]:
-        if size <= len(asked.own):  # below NVIDIA's ten: those that answer stand first
+        if size <= len(asked.own):  # below NVIDIA's ten: those that answer come first
             return list(asked.own[:size])
         if size >= self.most:
             return list(range(self.most))

@@ -1,8 +1,8 @@
 """RULER's scores: references found in a reply, averages over tasks, and the effective length.
 
 NVIDIA's effective length is the largest length whose average over tasks reaches a threshold. A few
-lucky prompts reach any threshold, so none is told below `ENOUGH` prompts of each task, and beside
-it stands which it would be at either end of the averages' 95% intervals. Costs nothing.
+lucky prompts reach any threshold, so none is given below `ENOUGH` prompts of each task; the report
+also gives the lengths at either end of the averages' 95% intervals. Costs nothing.
 Source: RULER (2404.06654) and its code, package nvidia-long-context-eval 26.3.
 """
 
@@ -114,7 +114,7 @@ def effective_length(
 
 
 def effective(result: dict[str, Any]) -> Effective | None:
-    """What a result tells; None where a task had too few prompts.
+    """The effective length of a result; None where a task had too few prompts.
 
     Args:
         result: of the task `ruler`: `cells`, `averages` and `threshold`.

@@ -167,11 +167,11 @@ class World:
     """What has happened so far.
 
     Args:
-        facts: told, in order.
-        where: each person's place, and the fact that told it.
+        facts: sentences, in order.
+        where: each person's place, and the number of the fact that says so.
         holder: who has a thing.
-        been: of each thing its places in order, and the facts that told each.
-        taken: the fact that told who took it.
+        been: places of each thing in order, with the number of the fact behind each.
+        taken: the number of the fact that says who took a thing.
     """
 
     facts: list[str] = field(default_factory=list)
@@ -233,7 +233,7 @@ class Story:
 
 
 def _questions(world: World, hops: int) -> list[tuple[str, str, tuple[int, ...]]]:
-    """All questions of so many hops: (question, answer, supporting facts)."""
+    """All questions with this many supporting facts: (question, answer, their numbers)."""
     if hops == 1:
         return [(f"Where is {p}?", place, (told,)) for p, (place, told) in world.where.items()]
     found: list[tuple[str, str, tuple[int, ...]]] = []

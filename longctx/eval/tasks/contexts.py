@@ -65,7 +65,7 @@ class Contexts(Task):
         decoder_tokens: tokens that the decoder reads for itself, D.
         target_tokens: tokens scored, the last of those, T.
         other: also measure with the context of another document.
-        windows: at most so many samples per document.
+        windows: samples per document, at most.
         max_documents: documents scored, evenly spaced over the store. None: all long enough.
     """
 

@@ -1,6 +1,6 @@
 """What a length costs: time of a prefill and of a decoded token, peak memory, bytes of the cache.
 
-Prompts are random tokens of the vocabulary, since no kernel here looks at what it multiplies. The
+Prompts are random tokens of the vocabulary, since no kernel's time depends on the values. The
 whole prompt goes through in one pass into the model's own cache, and logits are made of its last
 token alone. A model with an encoder reads what its decoder does not as contexts; that reading is
 part of the prefill, and the encoded states count as cache. Costs 1 + `repetitions` prefills a
@@ -39,7 +39,7 @@ class Efficiency(Task):
     Args:
         batch: rows of a prompt.
         new_tokens: tokens decoded, and timed, behind each prompt.
-        repetitions: timed passes a length, after one that is not; medians are told.
+        repetitions: timed passes a length, after one that is not; medians are reported.
         decoder_tokens: of a model with an encoder, tokens that its decoder reads; it reads the rest
             of a length as contexts. None: the decoder's window.
         context_tokens: of each context. None: the encoder's window.
@@ -91,7 +91,7 @@ class Efficiency(Task):
             "last token only, then decoding a token at a time; seconds on the wall, medians over "
             "repetitions [fastest, slowest]. Peak: growth of memory above the weights in the first "
             "prefill and decoding step (of the process on a CPU, of the allocator on a GPU); "
-            "cache: what the next token needs beside the weights, an encoder's states included."
+            "cache: what the next token needs besides the weights, an encoder's states included."
         )
         yield ""
         for model, result in found:
@@ -188,7 +188,7 @@ class Reading:
         self.last = self.feed(self.last)
 
     def held_bytes(self) -> int:
-        """Bytes of all tensors that the next token needs beside the weights."""
+        """Bytes of all tensors that the next token needs besides the weights."""
         return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes()
                     for t in _tensors((self.cache, self.contexts), set())}.values())  # fmt: skip
 
@@ -225,7 +225,7 @@ def _seconds(call: Callable[[], Any], device: torch.device) -> tuple[float, Any]
 
 
 def _growth(call: Callable[[], Any], device: torch.device) -> int | None:
-    """Bytes by which memory peaks in one call above what was held before; None: nobody tells."""
+    """Bytes by which memory peaks in a call above what was held; None where nothing reports it."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
@@ -291,7 +291,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
         f"{row['prefill_seconds']:.3f} [{fast:.3f}, {slow:.3f}]",
         f"{row['prefill_tokens_per_second']:,.0f}",
         f"{1000 * row['decode_seconds']:.2f} [{quick:.2f}, {late:.2f}]",
-        "not told" if peak is None else f"{peak / MIB:,.1f}",
+        "unknown" if peak is None else f"{peak / MIB:,.1f}",
         f"{row['cache_bytes'] / MIB:,.2f}",
     ]
 

@@ -1,8 +1,8 @@
 """Needle map: one fact in real text, over prompt length x depth, scored without a judge.
 
-`The special magic number of {city} is {number}.` stands after a sentence of the text, the prompt
-ends with the beginning of the same words, and the number must follow, token by token: so one
-forward pass a prompt tells what greedy decoding would say (`teacher_forced`; `generate` does decode
+`The special magic number of {city} is {number}.` follows a sentence of the text, the prompt ends
+with the beginning of the same words, and the number must follow, token by token. One forward pass
+a prompt therefore shows what greedy decoding would write (`teacher_forced`; `generate` does decode
 and must agree). Depth counts sentences. Same cost as a passkey of that length.
 Source: after Kamradt's needle in a haystack; scored as RULER's, by the value.
 """
@@ -149,7 +149,7 @@ def hide(
         encode: text -> ids, without special tokens.
         bos_id: put in front; None: nothing.
         length: most tokens, the answer and BOS included.
-        depth: share of the sentences that stand before the fact, 0 to 1.
+        depth: share of the sentences before the fact, 0 to 1.
         seed: with `length`, `depth` and `index`, fixes the draw.
         index: number of the sample.
 

@@ -47,7 +47,7 @@ NOTES = {
 }
 # For the first table: of the protocols that ran, the one whose lengths compare best.
 PREFERRED = ("token_matched", "single_pass_buckets", "sliding_new_tokens", "whole_window")
-DODGE = 0.03  # octaves between the points of two models, so that error bars stand side by side
+DODGE = 0.03  # octaves between the points of two models, so that error bars do not overlap
 LOG_FROM = 10  # a log y axis above this ratio of largest to smallest perplexity
 CLIP_FROM = 100  # above this ratio perplexities are drawn at the edge, with an arrow
 
@@ -63,8 +63,8 @@ class Perplexity(Task):
         target_tokens: tokens scored at the end of each token-matched window.
         windows: token-matched windows per document, at most.
         max_documents: documents scored, evenly spaced over the store. None: all long enough.
-        document_tokens: documents are cut to so many for the first two, but never below the
-            longest of `lengths`. None: whole documents.
+        document_tokens: documents are cut to this length for the first two, but never below
+            the longest of `lengths`. None: whole documents.
     """
 
     place: ClassVar[int] = 10

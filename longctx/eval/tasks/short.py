@@ -33,10 +33,10 @@ from longctx.eval.task import Found, Sample, Task, TaskResult
 
 OURS, THEIRS = "continuation", ("boolq", "piqa", "race", "winogrande", "mmlu")
 CHOICES = 4
-WORDS = (4, 40)  # of a sentence that is told
+WORDS = (4, 40)  # fewest and most words of a choice
 BEYOND = 128  # tokens behind the context in which that sentence must lie
 QUESTIONS = 1000  # of ours, where no number is given
-PATIENCE = 100  # draws a question before the text is given up
+PATIENCE = 100  # draws for one question before the text is refused
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Short(Task):
         tasks: `continuation` (ours, of `held_out`) `| boolq | piqa | race | winogrande | mmlu`
             (lm-eval's) or a task in `include`, one or more.
         samples: questions of each. None: all of lm-eval's, and 1,000 of ours.
-        context_tokens: before the sentence that is to be told, tokens.
+        context_tokens: most tokens of text before the choices.
         include: folder of task files (YAML) in lm-eval's format, of any data: multiple choice
             with the metric `acc`. None: nothing but the tasks above.
     """
@@ -267,7 +267,7 @@ def _answer(question: Question, index: int, subject: Subject) -> Sample:
         "tokens": len(prompt) + max(map(len, choices)),
         "answer": 0,
         "prediction": best[-1],
-        "score": float(best == [0]),  # the right one stands first: a tie is no answer
+        "score": float(best == [0]),  # the right one is the first: a tie is no answer
     }
 
 
@@ -278,7 +278,7 @@ def _row(kind: str, metric: str, records: Sequence[Sample], guessing: float) -> 
 
 
 def _contents(folder: Path) -> str:
-    """A hash of all files in a folder of tasks; data that stands elsewhere is not watched."""
+    """A hash of all files in a folder of tasks; data outside it is not hashed."""
     if not folder.is_dir() or not any(folder.rglob("*.yaml")):
         raise UserError(f"short.include={folder}: no task files (*.yaml of lm-eval's) there")
     digest = hashlib.sha256()

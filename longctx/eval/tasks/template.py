@@ -1,10 +1,10 @@
 """How often a model still answers in its template: held-out instructions, alone and behind text.
 
-Behind contexts, which are held-out text, the passage that an instruction needs stands in one of
-them, not in the decoder. A model with an encoder reads contexts there, another in front. Replies
-are greedy; one follows the template if it is `Answer: ...`, `Done.` and the end of the document, to
-the letter, and is right if also its answer is. Nothing is truncated. A prefill and some decoding
-steps a prompt, a prompt at a time.
+Behind contexts, which are held-out text, the passage that an instruction needs is in one of them,
+not in the decoder's own tokens. A model with an encoder reads contexts there, another in front.
+Replies are greedy; one follows the template if it is `Answer: ...`, `Done.` and the end of the
+document, to the letter, and is right if its answer is too. Nothing is truncated. Costs a prefill
+and some decoding steps a prompt, a prompt at a time.
 """
 
 from collections.abc import Iterator, Sequence

@@ -124,7 +124,7 @@ def unreachable(model):
     [
         (unreachable, "piqa", "cannot get its data (no route to the host)"),
         (lambda model: model.generate_until([]), "piqa", "[piqa] decodes; only tasks of choices"),
-        (lambda model: {"f1,none": 0.5}, "piqa", "[piqa] tells no accuracy"),
+        (lambda model: {"f1,none": 0.5}, "piqa", "[piqa] reports no accuracy"),
         (None, "mmlu", "short.tasks=[mmlu]: lm-eval has no such task"),
     ],
 )
