@@ -376,8 +376,7 @@ class EvictingMethod(Method):
         call: LayerCall,
     ) -> Tensor:
         if key.shape[2] != query.shape[2]:
-            heads = torch.tensor(call.key_heads, device=key.device)
-            first_layer, tensors = call.layer == 0, (query, key, value)
+            tensors, heads, first_layer = (query, key, value), call.key_heads, call.layer == 0
             return evicted.attend(
                 self, tensors, positions, padding, heads, call.scaling, first_layer
             )

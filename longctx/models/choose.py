@@ -125,6 +125,8 @@ def in_words(record: Mapping[str, Any]) -> str:
 
     >>> in_words({"name": "longgen_window", "sink_tokens": 64, "full_layers": [10, 11, 12]})
     'longgen_window(sink_tokens=64, full_layers=[10..12])'
+    >>> in_words({"name": "heads", "full": [[0, 1, 2], [], [3, 5]], "names": ["a", "b"]})
+    'heads(full=[[0..2], [], [3, 5]], names=[a, b])'
     >>> in_words({"name": "full"})
     'full'
     """
@@ -140,11 +142,12 @@ def _number(value: Any) -> str:
         return str(value)
     runs: list[list[Any]] = []
     for entry in value:
-        if runs and entry == runs[-1][-1] + 1:
+        follows = type(entry) is int and runs and type(runs[-1][-1]) is int
+        if follows and entry == runs[-1][-1] + 1:
             runs[-1].append(entry)
         else:
             runs.append([entry])
-    parts = [f"{x[0]}..{x[-1]}" if len(x) > 2 else ", ".join(map(str, x)) for x in runs]
+    parts = [f"{x[0]}..{x[-1]}" if len(x) > 2 else ", ".join(map(_number, x)) for x in runs]
     return f"[{', '.join(parts)}]"
 
 

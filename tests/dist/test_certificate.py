@@ -13,7 +13,7 @@ from longctx.parallel import ulysses, zero
 from longctx.parity import certificate, measure
 from longctx.parity.measure import Cell
 from longctx.parity.shrink import tiny, write_store
-from tests.helpers.methods import NAMES, kind_of
+from tests.helpers.methods import NAMES, complete, kind_of
 
 RUNS = {
     "pi": "recipe=pi model=llama2_7b",
@@ -30,7 +30,7 @@ RUNS = {
 RUNS |= {
     f"attention_{name}": f"recipe=pi model=llama2_7b attention={name}"
     for name in NAMES
-    if not kind_of(name).plain
+    if complete(name) and not kind_of(name).plain
 }
 FAULTS = ("gradients", "documents")
 

@@ -40,6 +40,12 @@ def first(name: str) -> dict[str, Any]:
     return sets[0]
 
 
+def complete(name: str) -> bool:
+    """Whether its YAML gives every number; one with `???` needs numbers of the model at hand."""
+    path = ROOT / "conf" / "attention" / f"{name}.yaml"
+    return path.is_file() and "???" not in (yaml.safe_load(path.read_text()) or {}).values()
+
+
 FIRST = {name: first(name) for name in NAMES if example(name)}
 
 

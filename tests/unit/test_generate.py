@@ -11,9 +11,9 @@ from longctx.errors import UserError
 from longctx.generate import GenerateConfig, Spent, generate, read_contexts, read_prompt
 from longctx.models.cepe.encoder import build_encoder
 from longctx.models.cepe.model import CepeForCausalLM
-from longctx.models.choose import attention_methods
 from longctx.models.export.directory import export
 from longctx.models.load import load_model, load_tokenizer
+from tests.helpers.methods import NAMES, complete
 
 TEXT = "The pass key is 31415. Remember it. 31415 is the pass key.\n" * 3
 
@@ -87,7 +87,7 @@ def test_settings_that_do_not_fit(arguments, line):
         config(*arguments)
 
 
-@pytest.mark.parametrize("attention", attention_methods())
+@pytest.mark.parametrize("attention", [*filter(complete, NAMES)])
 def test_the_text_of_one_plain_generate_call(attention, lab_model):
     model, tokenizer = (
         load_model(str(lab_model), attention, dtype="fp32"),

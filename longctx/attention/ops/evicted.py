@@ -4,7 +4,7 @@ The call gets the kept keys and the new ones (`longctx/models/evicting_cache.py`
 positions which ones it got. Cost: s x (kept + seen new) pairs, `ROWS` query rows at a time.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import torch
@@ -45,7 +45,7 @@ def attend(
     tensors: tuple[Tensor, Tensor, Tensor],
     positions: Tensor,
     padding: Tensor | None,
-    key_heads: Tensor,
+    numbers: Sequence[int],
     scaling: float | None,
     first_layer: bool,
 ) -> Tensor:
@@ -56,7 +56,7 @@ def attend(
         tensors: query `[b hq s d]`, key and value `[b hk n d]`, rotated, held keys first.
         positions: `[b s]` or `[1 s]`, of the new tokens.
         padding: `[b total]` bool, True on real tokens, evicted ones counted too; None: all are.
-        key_heads: `[hk]`, their numbers in the model.
+        numbers: `[hk]`, of the key heads in the model.
         scaling: factor on the scores; None: d ** -0.5.
         first_layer: check the positions even where no mask is needed.
 
@@ -71,6 +71,7 @@ def attend(
     s = query.shape[2]
     if s == 1 and padding is None and key.shape[2] <= pattern.whole and not first_layer:
         return causal.sdpa(query, key, value, scaling, 0.0, causal=False).transpose(1, 2)
+    key_heads = torch.tensor(numbers, device=key.device)
     real = torch.ones_like(positions, dtype=torch.bool) if padding is None else padding[:, -s:]
     past = positions[:, 0] if padding is None else padding[:, :-s].sum(1)
     own = (past[:, None] + real.cumsum(1) - 1).masked_fill(~real, -1)
