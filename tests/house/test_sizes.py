@@ -78,6 +78,9 @@ def _reexports(node: ast.stmt) -> bool:
         parts = (ast.Expr, ast.If, ast.ImportFrom, ast.Return, ast.Raise)
         inner = [n for n in ast.walk(node) if isinstance(n, ast.stmt) and n is not node]
         return node.name in {"__getattr__", "__dir__"} and all(isinstance(n, parts) for n in inner)
+    if isinstance(node, ast.If):  # for type checkers alone
+        typing = ast.unparse(node.test) == "TYPE_CHECKING" and not node.orelse
+        return typing and all(isinstance(n, ast.ImportFrom) for n in node.body)
     docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
     return docstring or isinstance(node, ast.Import | ast.ImportFrom)
 
@@ -102,6 +105,8 @@ def test_an_init_only_reexports():
         ("def __getattr__(name):\n    from a import b\n    return b", True),
         ("def __getattr__(name):\n    for a in name:\n        return a", False),
         ("def helper():\n    return 1", False),
+        ("if TYPE_CHECKING:\n    from a import b", True),
+        ("if DEBUG:\n    from a import b", False),
     ],
 )
 def test_what_counts_as_a_reexport(source, allowed):
