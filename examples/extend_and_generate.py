@@ -4,7 +4,7 @@
 
 Default: the lab model, whose window is 256 tokens, and this repository's licence as the long text.
 The text is read at four windows, with plain attention, with Dual Chunk Attention and with
-dynamic NTK scaling; neither needs training.
+YaRN; neither needs training.
 """
 
 import sys
@@ -20,7 +20,7 @@ WINDOWS = 4  # how far beyond the window the text goes
 CHOICES: dict[str, dict[str, Any]] = {
     "plain attention": {},
     "attention=dca": {"attention": "dca"},
-    "rope=dynamic_ntk": {"rope": {"name": "dynamic_ntk", "factor": WINDOWS}},
+    "rope=yarn": {"rope": {"name": "yarn", "factor": WINDOWS}},
 }
 
 

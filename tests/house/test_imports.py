@@ -16,8 +16,8 @@ from tests.helpers.tree import (
 )
 
 HOMES = {
-    "hydra": ("train.py", "evaluate.py", "generate.py", "longctx/cli/", "hydra_plugins/"),
-    "omegaconf": ("train.py", "evaluate.py", "generate.py", "longctx/cli/", "hydra_plugins/"),
+    "hydra": ("longctx/cli/", "hydra_plugins/"),
+    "omegaconf": ("longctx/cli/", "hydra_plugins/"),
     "deepspeed": ("longctx/parallel/",),
     "transformers": ("longctx/models/", "data_prep/"),
 }
