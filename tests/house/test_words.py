@@ -20,7 +20,7 @@ RIDDLES = (
 CODE = re.compile(r"`([^`\n]+)`")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 BLOCK_TITLE = re.compile(r'^```\w+ title="([^"]+)"', re.MULTILINE)
-PLACEHOLDER = re.compile(r"[<>…{}$]|\.\.\.|NAME|XXX")
+PLACEHOLDER = re.compile(r"[<>…{}$]|\.\.\.|[A-Z]{3,}")  # capital words: the reader's own
 FOLDERS = tuple(
     f"{p.name}/" for p in ROOT.iterdir()
     if p.is_dir() and not p.name.startswith(".") and p.name not in {"data", "outputs", "wandb"}
