@@ -17,6 +17,7 @@ def test_the_page_evaluates(tmp_path, root):
     assert not any((root / path).exists() for path in written), "the page adds what is not there"
     shared, own, report = (how_to.succeed(tree, block) for block in how_to.commands(root / PAGE))
     assert " passed" in shared and "failed" not in shared and "2 passed" in own
+    assert "\n  echo " in report, "--help lists it"
     assert "## Echo" in report and "echo at 128 (inside the window), nats" in report
     results = json.loads((tree / "outputs/echo/results.json").read_text())
     cells = results["tasks"]["echo"]["result"]["cells"]
