@@ -1,7 +1,7 @@
 """The contract of an attention method: one class holds its numbers, its definition, its fast path.
 
-`longctx/attention/NAME.py` holds one subclass of `Method`, a frozen dataclass whose fields are the
-numbers that `conf/attention/NAME.yaml` sets, and nothing else has to know it. Here stands all that
+`longctx/attention/NAME.py` holds one subclass of `Method`, a frozen dataclass whose fields are its
+numbers (`attention.NUMBER=VALUE`), and nothing else has to know it. Here stands all that
 methods share: the one `attend` with transformers' attention-interface signature (which masks are
 honoured, documents packed in a row, padding, calls that continue a cache) and what is counted
 (pairs that attend, bytes of a cache). docs/how-to/attention-method.md adds a method step by step.

@@ -45,7 +45,7 @@ def test_it_trains_and_is_measured(printed, tree):
 
 def test_the_house_rules_hold(printed, tree):
     rules = [f"tests/house/test_{rule}.py" for rule in ("names", "words", "settings", "sizes")]
-    tests = " ".join([*rules, "tests/unit/test_cli.py"])
+    tests = " ".join([*rules, "tests/unit/cli/test_arguments.py"])
     how_to.succeed(tree, how_to.python(f"-m pytest -q -p no:cacheprovider {tests}"))
     how_to.succeed(tree, f"ruff check {FILE} && ruff format --check {FILE}")
 
