@@ -97,7 +97,7 @@ def ranks_check(folder: Path) -> None:
         values = {kind: torch.full((3,), float(step)) for kind in ("weight", *MOMENTS)}
         parts = iter([(name, values) for name in ("a", "b")])
         writer.save(root, step, parts, {"tokens": 0}, ranks)
-    reader.file_check = lambda path: (reader.append(path.name), usual(path))[1]
+    reader.file_check = lambda path: (read.append(path.name), usual(path))[1]
     found, problems = reader.newest(root, ranks)
     assert found is not None and found.step == 2 and not problems
     assert read == [f"state_{ranks.rank:05d}_of_00002.safetensors"]
