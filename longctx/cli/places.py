@@ -11,11 +11,13 @@ from typing import Any
 
 import yaml
 
+from longctx.config import ModelConfig
 from longctx.errors import UserError
 
 PACKAGE = Path(__file__).resolve().parent.parent
 ROOT = PACKAGE.parent
 CONF = PACKAGE / "conf"
+LAB = ("assets", "data")  # what `${root:}` is for
 FLAGS = ("--config-dir", "-cd")
 ADDED: list[Path] = []  # a user's folders of choices, from the last command line that was read
 
@@ -45,6 +47,11 @@ def split(arguments: Sequence[str]) -> tuple[list[str], list[Path]]:
         else:
             kept.append(argument)
     return kept, folders
+
+
+def flags(folders: Sequence[Path]) -> list[str]:
+    """The arguments that add those folders."""
+    return [part for folder in folders for part in (FLAGS[0], str(folder))]
 
 
 def use(folders: Sequence[Path]) -> None:
@@ -89,3 +96,31 @@ def says(group: str, name: str, key: str) -> Any:
             told = (says(group, base, key) for base in reversed(bases))
             return next((value for value in told if value is not None), None)
     return None
+
+
+def require_model(model: ModelConfig) -> None:
+    """Raises UserError for a model of the repository where the package alone is installed."""
+    for path in (model.path, model.tokenizer):
+        if _left_behind(path):
+            raise UserError(
+                f"model={model.name} needs {Path(str(path)).relative_to(root())} of longctx's "
+                "repository, which is not installed with the package: give model=PATH"
+            )
+
+
+def require_data(stores: Sequence[str]) -> None:
+    """Raises UserError for data of the repository where the package alone is installed."""
+    for path in stores:
+        if _left_behind(path):
+            raise UserError(
+                f"{Path(path).relative_to(root())} is data of longctx's repository, which is not "
+                "installed with the package: give data=store data.store=[DIR,...], token stores "
+                "that longctx prepare makes"
+            )
+
+
+def _left_behind(path: str | None) -> bool:
+    """Whether `${root:}` would have found it in a checkout."""
+    if path is None or in_checkout() or Path(path).exists():
+        return False
+    return Path(path).is_relative_to(root()) and Path(path).relative_to(root()).parts[0] in LAB

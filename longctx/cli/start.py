@@ -89,6 +89,8 @@ def run(
             settings: Any
             settings, line = _typed(config, schema, *told)
             numbers.say(line)
+            if hasattr(settings, "model"):
+                places.require_model(settings.model)
             return task(settings)
 
     with mistakes_in_one_line():

@@ -5,6 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from longctx import cli
+from longctx.cli import chain, places
 from longctx.config import RunConfig
 
 
@@ -27,6 +28,8 @@ def train(run: RunConfig) -> float | None:
         print(describe.report(run, recipe))
         return None
 
+    chain.require_made(run)
+    places.require_data(run.data.store)
     orphans.end_with_launcher()
     ranks = mesh.start(run.parallel.sp)
     require_fit(run, recipe, ranks.ranks, ranks.least)
@@ -59,4 +62,8 @@ def train(run: RunConfig) -> float | None:
 
 def main() -> None:
     """The command line."""
+    with cli.mistakes_in_one_line():
+        if chain.take_flag(sys.argv):
+            chain.train(chain.stages(sys.argv[1:]), sys.argv[1:])
+            return
     cli.run(train, RunConfig, "train", "run_schema")

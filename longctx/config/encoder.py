@@ -18,11 +18,13 @@ class EncoderConfig:
         path: a directory or a hub name. None: random weights.
         architecture: its configuration's fields, the vocabulary with the mask token. Beside a path
             it lets plans be made without the weights.
+        made_by: arguments of the run that exports to `path`. None: no run of longctx.
     """
 
     name: str
     path: str | None
     architecture: dict[str, Any]
+    made_by: str | None = None
 
 
 @dataclass(frozen=True)
@@ -35,12 +37,14 @@ class CepeConfig:
         init: `zero | copy | normal`, the output projection of a new cross-attention.
         layers: decoder layers with cross-attention, counted from the top. None: all.
         train_encoder: train the encoder too, not only cross-attention.
+        made_by: arguments of the run that exports to `start`, on the same model.
     """
 
     start: str | None = None
     init: str = "zero"
     layers: int | None = None
     train_encoder: bool = True
+    made_by: str | None = None
 
     def __post_init__(self) -> None:
         choice(self.init, ("zero", "copy", "normal"), "cepe.init")

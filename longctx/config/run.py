@@ -27,6 +27,7 @@ class ModelConfig:
             beside a path it lets plans be made without the weights.
         tokenizer: where the tokenizer is. None: the model's path.
         family: of models that share the numbers a recipe is run with; `path`: unknown.
+        made_by: arguments of the run that exports to `path`. None: no run of longctx.
     """
 
     name: str
@@ -34,6 +35,7 @@ class ModelConfig:
     architecture: dict[str, Any]
     tokenizer: str | None
     family: str = "path"
+    made_by: str | None = None
 
     @property
     def tokenizer_path(self) -> str | None:
@@ -263,6 +265,15 @@ class RunConfig:
     in_loop: InLoopConfig = field(default_factory=InLoopConfig)
     settings: dict[str, Any] = field(default_factory=dict)
     force: bool = False
+
+    def made_before(self) -> dict[str, tuple[str, str]]:
+        """What other runs make for this one: setting -> (its path, the arguments of that run)."""
+        parts = {"model.path": (self.model.path, self.model.made_by)}
+        if self.cepe.start is None:
+            parts["encoder.path"] = (self.encoder.path, self.encoder.made_by)
+        else:  # the encoder comes with it
+            parts["cepe.start"] = (self.cepe.start, self.cepe.made_by)
+        return {key: (path, made) for key, (path, made) in parts.items() if path and made}
 
     @property
     def row_tokens(self) -> int:

@@ -26,10 +26,10 @@ def start(command: list[str], log: Path) -> subprocess.Popen:
         )
 
 
-def torchrun(arguments: list[str]) -> list[str]:
-    """`train.py` on two ranks."""
+def torchrun(arguments: list[str], program: tuple[str, ...] = ("train.py",)) -> list[str]:
+    """`train.py`, or another program, on two ranks."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    return [*launcher, "--master_port", str(free_port()), "train.py", *arguments]
+    return [*launcher, "--master_port", str(free_port()), *program, *arguments]
 
 
 def deepspeed(arguments: list[str]) -> list[str]:

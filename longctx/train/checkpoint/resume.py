@@ -34,7 +34,7 @@ MAY_CHANGE_IN_TRAIN = {
     "max_skipped",
     "skip_above",
 }
-MAY_CHANGE_IN_MODEL = {"family"}
+NO_NUMBERS = {"family", "made_by"}  # of any group: where a path and its settings came from
 
 
 def require_same(resumed: Checkpoint, run: RunConfig, fingerprint: dict[str, Any]) -> None:
@@ -93,10 +93,10 @@ def _comparable(run: RunConfig) -> dict[str, str]:
         "name": run.attention["name"],
         **dataclasses.asdict(attention_method(run.attention)),
     }
-    kept["model"] = {k: v for k, v in kept["model"].items() if k not in MAY_CHANGE_IN_MODEL}
     kept["train"] = {k: v for k, v in kept["train"].items() if k not in MAY_CHANGE_IN_TRAIN}
     flat = {}
     for group, value in kept.items():
         for key, item in value.items() if isinstance(value, dict) else [("", value)]:
-            flat[f"{group}.{key}".rstrip(".")] = json.dumps(item)
+            if key not in NO_NUMBERS:
+                flat[f"{group}.{key}".rstrip(".")] = json.dumps(item)
     return flat
