@@ -1,7 +1,6 @@
 """Every recipe composes and plans itself, without a weight; the papers' numbers stand in it."""
 
 import os
-import re
 
 import pytest
 import yaml
@@ -9,6 +8,7 @@ import yaml
 from tests.helpers.entry import Done, run_entry
 from tests.helpers.planned import memory
 from tests.helpers.process import ROOT
+from tests.helpers.sized import given_sizes
 
 RECIPES = sorted(p.stem for p in (ROOT / "conf" / "recipe").glob("*.yaml"))
 MODELS = ["llama2_7b", "lab_scratch"]
@@ -36,10 +36,7 @@ def test_dry_run(recipe, model, tmp_path):
     arguments = [f"recipe={recipe}", f"model={model}", "dry_run=true", f"run_dir='{run_dir}'"]
     done = run_entry(arguments, tmp_path / "log")
     if done.code:  # numbers for another size of model are not taken unless they are given
-        told = re.search(r"for \w+, ([\d,]+) rows of ([\d,]+) tokens a step, and none", done.error)
-        rows, tokens = (number.replace(",", "") for number in told.groups())
-        given = [f"train.batch_rows={rows}", f"data.seq_len={tokens}"]
-        done = run_entry([*arguments, *given], tmp_path / "log")
+        done = run_entry([*arguments, *given_sizes(done.error)], tmp_path / "log")
     run, plan = parts(done)
     assert (run["name"], run["model"]["name"]) == (recipe, model)
     train, contexts = run["train"], run["contexts"]

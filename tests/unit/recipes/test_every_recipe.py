@@ -10,13 +10,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from longctx import cli
 from longctx.config import RunConfig
 from longctx.errors import UserError
 from longctx.parallel import mesh
 from longctx.parity import measure, shrink
 from longctx.recipe import find_recipe
 from longctx.train.trainer import Trainer
+from tests.helpers import sized
 from tests.helpers.process import ROOT
 
 pytestmark = pytest.mark.long
@@ -26,8 +26,7 @@ MODELS = ["llama2_7b", "lab_scratch"]  # paper and lab; their weights are not re
 
 
 def composed(recipe: str, model: str) -> RunConfig:
-    arguments = [f"recipe={recipe}", f"model={model}", "data=store", "data.store=[x]"]
-    return cli.compose(arguments, RunConfig, "train", "run_schema")
+    return sized.compose([f"recipe={recipe}", f"model={model}", "data=store", "data.store=[x]"])
 
 
 def tiny_of(recipe: str, place) -> RunConfig:
