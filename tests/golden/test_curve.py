@@ -20,6 +20,7 @@ MORE = {
     "pi": [
         "recipe=pi",
         "model=lab_scratch",
+        "family=path",  # the numbers of the paper, not those of the lab
         "data.seq_len=64",
         "optim.warmup_steps=5",
         "train.batch_rows=4",
