@@ -125,10 +125,14 @@ def is_there(path: str) -> bool:
 def require_made(run: RunConfig) -> None:
     """Refuses a run that starts from what is missing; inside a command that Hydra has started.
 
+    A dry run needs the model's shapes alone, and those may stand in its YAML.
+
     Raises:
         UserError: it says what makes it, and the flag that trains all that is missing.
     """
     missing = [x for x in run.made_before().items() if not is_there(x[1][0])]
+    if run.dry_run:
+        missing = [x for x in missing if x[0] == "model.path" and not run.model.architecture]
     if not missing:
         return
     key, (path, made_by) = missing[0]

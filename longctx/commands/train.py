@@ -24,11 +24,11 @@ def train(run: RunConfig) -> float | None:
     from longctx.recipe import find_recipe
 
     recipe = find_recipe(run.builder)
+    chain.require_made(run)
     if run.dry_run:
         print(describe.report(run, recipe))
         return None
 
-    chain.require_made(run)
     places.require_data(run.data.store)
     orphans.end_with_launcher()
     ranks = mesh.start(run.parallel.sp)

@@ -184,7 +184,10 @@ class Store:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         if not self.path.is_dir():
-            raise UserError(f"{self.path}: no such token store (data_prep/build_store.py makes it)")
+            raise UserError(
+                f"{self.path}: no such token store (data_prep/build_store.py makes it; "
+                "lab/corpus.sh those of data/lab)"
+            )
         self.meta = self._read_meta()
         dtype = np.dtype(self.meta["dtype"]).newbyteorder("<")
         documents, tokens = self.meta["documents"], self.meta["tokens"]

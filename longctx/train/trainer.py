@@ -181,7 +181,10 @@ class Trainer:
 
         scored = self.mesh.sum(sum(batch.scored for batch in batches))
         if not scored:
-            raise UserError(f"step {step + 1}: no token is scored; every label is masked")
+            raise UserError(
+                f"step {step + 1}: no token is scored, every label is masked: do "
+                f"recipe={self.run.name} and its settings fit data.store?"
+            )
         total = 0.0
         for batch in batches:
             loss_sum, _ = self.engine(**batch.to(self.mesh.device).tensors())

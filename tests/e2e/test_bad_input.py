@@ -104,7 +104,8 @@ COMPOSED = {
     ),
     "missing store": (
         ["data.store=[/no/store]"],
-        "/no/store: no such token store (data_prep/build_store.py makes it)",
+        "/no/store: no such token store (data_prep/build_store.py makes it; "
+        "lab/corpus.sh those of data/lab)",
     ),
     "no store": (
         [f"data.store=['{ROOT}/conf']"],
