@@ -5,7 +5,7 @@ import re
 import sys
 
 from longctx import cli
-from longctx.generate import GenerateConfig
+from longctx.config.generate import GenerateConfig
 
 TEXT = ("prompt", "prompt_file", "question")
 

@@ -1,14 +1,16 @@
 """The parity certificate: a recipe trains alike however a step is spread over processes.
 
-    python -m longctx.parity recipe=cepe                  all topologies, one or two minutes
-    python -m longctx.parity recipe=pi attention=dca short=true      a few of them
-    python -m longctx.parity recipe=longgen model=llama2_7b rope=yarn
+    longctx parity recipe=cepe                               all topologies, one or two minutes
+    longctx parity recipe=pi attention=dca short=true        a few of them
+    longctx parity recipe=longgen model=llama2_7b rope=yarn
 
-The command line is that of train.py. The run is shrunk (rows of 64 tokens, 3 layers, random weights
-and documents, fp32) and one optimizer step is taken in {1 process, 2 data-parallel, 2 sharing a
-row, 2 x 2} x ZeRO 0-3 x accumulation {1, 4} x the kinds of rows that the recipe takes. The table
+In a checkout that is not installed: python -m longctx.parity ...
+
+It takes every KEY=VALUE of longctx train. The run is shrunk (rows of 64 tokens, 3 layers, random
+weights and documents, fp32) and takes one optimizer step in {1 process, 2 data-parallel, 2 sharing
+a row, 2 x 2} x ZeRO 0-3 x accumulation {1, 4} x the kinds of rows that the recipe takes. The table
 holds the largest relative error of the loss or of any parameter's gradient against one plain
-process without any engine. Ends with 1 if one is above 1e-5. Runs on CPU, with up to 4 processes.
+process without an engine. Exit code 1: one is above 1e-5. Runs on a CPU, with up to 4 processes.
 """
 
 import sys
@@ -17,10 +19,11 @@ from functools import partial
 from longctx import cli
 from longctx.config import RunConfig
 from longctx.errors import UserError
-from longctx.parity.certificate import LIMIT, certify, failures, table
 
 
 def _task(short: bool, run: RunConfig) -> None:
+    from longctx.parity.certificate import LIMIT, certify, failures, table
+
     found = certify(run, short)
     print(f"{run.name}: largest relative error of the loss or of any gradient, fp32, against one "
           f"plain process\n\n{chr(10).join(table(found))}\n")  # fmt: skip
@@ -50,11 +53,8 @@ def main() -> None:
     if {"--help", "-h"} & set(sys.argv[1:]):
         print(str(__doc__).strip())
         return
-    try:
+    with cli.mistakes_in_one_line():
         short = _short(sys.argv)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
     cli.run(partial(_task, short), RunConfig, "train", "run_schema")
 
 

@@ -84,5 +84,6 @@ def test_a_number_has_one_home():
         (path, schema) for name, schema in GROUPS.items() for path in found(f"conf/{name}/*")
     ]
     schemas += [(f"conf/attention/{x}.yaml", method_class(x)) for x in attention_methods()]
+    schemas += [("conf/train.yaml", RunConfig)]
     twice = {path: keys for path, kind in schemas if (keys := repeated(settings(path), kind))}
     assert twice == {}
