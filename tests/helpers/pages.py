@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from longctx import cli
+from longctx.cli import chain
 from tests.helpers.tree import ROOT, found, text
 
 BLOCK = re.compile(
@@ -202,6 +203,10 @@ def _stopped(name: str, arguments: list[str], partly: bool, folder: Path) -> Ite
         cli.compose([*sys.argv[1:], *added], schema, config, schema_name, place)
         raise Composed
 
+    def chained(stages: Any, launch: Any) -> None:
+        assert len(stages) > 1  # they were composed to find out what is missing
+        raise Composed
+
     def parsed(self: argparse.ArgumentParser, args: Any = None, namespace: Any = None) -> None:
         _, unknown = argparse.ArgumentParser.parse_known_args(self, args, namespace)
         assert unknown == []
@@ -209,6 +214,7 @@ def _stopped(name: str, arguments: list[str], partly: bool, folder: Path) -> Ite
 
     with pytest.MonkeyPatch.context() as patch, contextlib.chdir(folder):
         patch.setattr(cli, "run", run)
+        patch.setattr(chain, "train", chained)
         patch.setattr(cli, "mistakes_in_one_line", contextlib.nullcontext)
         patch.setattr(argparse.ArgumentParser, "parse_args", parsed)
         patch.setattr(sys, "argv", [name, *arguments])
