@@ -359,7 +359,7 @@ def trained(finished, tmp_path):
             ["resume={0}/step_00000001"],
             True,
             "{0} holds later checkpoints (step_00000002...) than {0}/step_00000001: take another "
-            "run_dir, or resume=auto to go on from the newest",
+            "run_dir, or resume=auto to resume from the newest",
         ),
         ([], False, "{0}/step_00000002 is of another model: trained parameters differ"),
         (

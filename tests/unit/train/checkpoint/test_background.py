@@ -37,7 +37,7 @@ def full(*_):
 
 
 def wait_for(writes):
-    writes._written.deed.join()
+    writes._written.task.join()
 
 
 def test_it_gets_its_name_when_all_have_written_and_heard(tmp_path, disk):
