@@ -26,11 +26,11 @@ setup: .venv/.stamp  ## make .venv with the versions of requirements.lock, about
 demo: setup  ## see a longer window on the lab model (RECIPE=cepe: contexts in an encoder)
 	bash $(if $(filter cepe,$(RECIPE)),lab/studies/cepe.sh demo,launch/demo.sh)
 
-test-fast: setup  ## the unit tests, the laws and the house rules, under two minutes on two cores
+test-fast: setup  ## the unit tests, the laws and the house rules, about four minutes on two cores
 	$(PYTEST) --numprocesses 2 --dist loadfile -m "not slow and not gpu and not long" \
 		tests/unit tests/laws tests/house
 
-test: setup  ## every test that needs no GPU, under eight minutes on two cores
+test: setup  ## every test that needs no GPU, about ten minutes on two cores
 	$(PYTEST) --numprocesses 2 --dist loadfile
 
 chaos: setup  ## kill a run 20 times, and compare its end with that of one left alone (twice)

@@ -11,6 +11,7 @@ PAGE = "docs/how-to/attention-method.md"
 FILE = "longctx/attention/sliding_blocks.py"
 CONF = "conf/attention/sliding_blocks.yaml"
 EXAMPLE = "tests/examples/attention/sliding_blocks.yaml"
+pytestmark = pytest.mark.long
 
 
 @pytest.fixture(scope="module")
