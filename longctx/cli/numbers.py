@@ -92,8 +92,11 @@ def require_sized(
             f"{told}, and none for model={choices.get('model')} (family {family}): give "
             f"{' and '.join(f'{key}=N' for key in SIZES)}, or one of recipe={','.join(known)}"
         )
-    which = "of an unknown family" if family == UNKNOWN else f"of the family {family}"
-    return f"note: model {run.model.name} is {which}; {told}: family=NAME takes those of another"
+    which = "an unknown family" if family == UNKNOWN else f"the family {family}"
+    return (
+        f"note: {told}, and takes them for {run.model.name}, a model of {which}: family=NAME takes "
+        f"those of another, {' and '.join(f'{key}=N' for key in SIZES)} your own"
+    )
 
 
 def with_numbers(family: str) -> list[str]:

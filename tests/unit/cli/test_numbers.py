@@ -7,7 +7,9 @@ from longctx import cli
 from longctx.cli import families, numbers, places
 from longctx.cli.mistakes import one_line
 from longctx.config import RunConfig
+from longctx.config.generate import GenerateConfig
 from longctx.errors import UserError
+from longctx.eval.config import EvalConfig
 from longctx.models.choose import attention_method
 
 RECIPES, MODELS = places.choices("recipe"), sorted({*places.choices("model")} - {"path"})
@@ -85,6 +87,14 @@ def test_a_model_that_a_run_exported_has_the_family_of_that_run(exported, given)
     assert (other.model.family, other.data.seq_len) == ("llama2_7b", 8192)
 
 
+def test_a_run_is_evaluated_and_continued_by_its_directory(exported):
+    asked = (["tasks=[passkey]", "lengths=[256]", "out=x"], EvalConfig, "evaluate", "eval_schema")
+    asked_too = (["prompt=a"], GenerateConfig, "generate", "generate_schema")
+    for arguments, *rest in (asked, asked_too):
+        found = cli.compose([f"model={exported}", *arguments], *rest).model
+        assert (found.path, found.name) == (f"{exported}/hf", "run")
+
+
 def test_an_old_run_is_known_by_the_name_of_its_model(exported):
     (exported / "config.yaml").write_text("model: {name: lab_scratch}")
     assert compose("recipe=pi", f"model={exported}").model.family == "lab"
@@ -109,8 +119,9 @@ def told(*arguments):
 def test_an_unknown_model_takes_the_papers_numbers_visibly(tmp_path):
     line = told("recipe=pi", f"model={tmp_path}")
     assert line == (
-        f"note: model {tmp_path.name} is of an unknown family; recipe=pi has numbers for "
-        "llama2_7b, 64 rows of 8,192 tokens a step: family=NAME takes those of another"
+        "note: recipe=pi has numbers for llama2_7b, 64 rows of 8,192 tokens a step, and takes them "
+        f"for {tmp_path.name}, a model of an unknown family: family=NAME takes those of another, "
+        "data.seq_len=N and train.batch_rows=N your own"
     )
     sized = ("data.seq_len=64", "train.batch_rows=1", "train.micro_batch_rows=1")
     assert told("recipe=pi", f"model={tmp_path}", *sized) is None
@@ -120,7 +131,13 @@ def test_an_unknown_model_takes_the_papers_numbers_visibly(tmp_path):
 
 ATTENTIONS, ROPES = places.choices("attention"), places.choices("rope")
 # Recipes that are made for a method meet every method, the others one each.
-MADE_FOR = [x for x in RECIPES if places.says("recipe", x, "chosen")] + ["dca_ft"]
+CHOOSES = "override /attention"
+MADE_FOR = [
+    name
+    for name in RECIPES
+    if places.says("recipe", name, "chosen")
+    or any(CHOOSES in entry for entry in places.says("recipe", name, "defaults") or [])
+]
 PAIRS = {(x, a) for x in MADE_FOR for a in ATTENTIONS}
 PAIRS |= {(x, ATTENTIONS[i % len(ATTENTIONS)]) for i, x in enumerate(RECIPES)}
 
