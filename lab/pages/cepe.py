@@ -14,9 +14,10 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from lab.pages.results import replace, table  # noqa: E402
+from lab.pages.results import replace  # noqa: E402
 from longctx.eval.figures import COLOURS, MARKERS, new_axes, save  # noqa: E402
 from longctx.eval.results import read_results  # noqa: E402
+from longctx.eval.tables import table  # noqa: E402
 from longctx.train.log import read_metrics  # noqa: E402
 
 MODELS = {

@@ -11,8 +11,9 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from lab.pages.cepe import curve  # noqa: E402
-from lab.pages.results import replace, table  # noqa: E402
+from lab.pages.results import replace  # noqa: E402
 from longctx.eval.results import read_results  # noqa: E402
+from longctx.eval.tables import table  # noqa: E402
 
 MODELS = {
     "alone": "the chat model alone",

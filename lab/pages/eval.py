@@ -11,8 +11,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from lab.pages.results import replace, table  # noqa: E402
+from lab.pages.results import replace  # noqa: E402
 from lab.pages.survival import made  # noqa: E402
+from longctx.eval.tables import table  # noqa: E402
 
 MIB = 2**20
 

@@ -9,12 +9,14 @@ python lab/pages/results.py data benchmarks/results   after benchmarks/data.py
 """
 
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
 from longctx.eval.results import read_results
+from longctx.eval.tables import table
 from longctx.eval.tasks.k_max import k_max_figure
 from longctx.eval.tasks.perplexity import perplexity_figure
 from longctx.train.log import read_metrics
@@ -23,19 +25,13 @@ ROOT = Path(__file__).resolve().parents[2]
 STEPS = (0, 50, 100, 200)
 RECIPES = {"pi": "PI", "direct_ft": "direct fine-tuning"}
 PROTOCOL = "sliding_new_tokens"
-BEGIN, END = "<!-- {}: written by lab/pages/results.py -->", "<!-- end of {} -->"
+BEGIN, END = r"<!-- {}: written by [\w/.]+ -->", "<!-- end of {} -->"
 
 
 def perplexities(results: dict[str, Any]) -> dict[int, float]:
     """Perplexity by window length."""
     rows = results["tasks"]["perplexity"]["result"]["protocols"][PROTOCOL]["rows"]
     return {row["length"]: row["perplexity"] for row in rows}
-
-
-def table(head: list[str], rows: list[list[str]]) -> list[str]:
-    """A markdown table."""
-    lines = [head, ["---"] * len(head), *rows]
-    return ["| " + " | ".join(cells) + " |" for cells in lines] + [""]
 
 
 def verdicts(base: dict[int, float], cells: dict[tuple[str, int], dict[int, float]]) -> list[str]:
@@ -293,8 +289,9 @@ def data(out: Path) -> str:
 
 def replace(page: Path, name: str, text: str) -> None:
     """Puts `text` between the marks of section `name` of `page`."""
-    begin, end = BEGIN.format(name), END.format(name)
-    before, rest = page.read_text().split(begin)
+    whole, end = page.read_text(), END.format(name)
+    (begin,) = re.findall(BEGIN.format(name), whole)
+    before, rest = whole.split(begin)
     page.write_text(f"{before}{begin}\n{text}\n{end}{rest.split(end)[1]}")
 
 

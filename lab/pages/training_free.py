@@ -15,8 +15,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from lab.pages.results import PROTOCOL, perplexities, replace, table  # noqa: E402
+from lab.pages.results import PROTOCOL, perplexities, replace  # noqa: E402
 from longctx.eval.results import read_results  # noqa: E402
+from longctx.eval.tables import table  # noqa: E402
 
 # Directory, name, and the paper's perplexities at 1, 2, 4 and 8 times the window.
 METHODS = {

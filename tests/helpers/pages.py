@@ -84,13 +84,14 @@ def commands(page: str) -> list[Command]:
     fenced = re.findall(r"^```sh\n(.*?)^```$", whole, re.MULTILINE | re.DOTALL)
     unfenced = re.sub(r"^```.*?^```$", "", whole, flags=re.MULTILINE | re.DOTALL)
     indented = re.findall(r"^    .*$", unfenced, re.MULTILINE)
-    lines = [*_joined("\n".join(fenced)), *_joined("\n".join(indented))]
+    lines = [*joined("\n".join(fenced)), *joined("\n".join(indented))]
     inline = [c for c in INLINE.findall(whole) if "=" in c and "..." not in c]
     found_lines = [line for line in lines if line.startswith(STARTS)] + inline
     return [Command(page, line) for line in dict.fromkeys(found_lines)]
 
 
-def _joined(code: str) -> list[str]:
+def joined(code: str) -> list[str]:
+    """The lines of a block, with continued lines made one."""
     lines = re.sub(r"\\\n\s*", "", code).splitlines()
     return [" ".join(line.split()) for line in lines]
 

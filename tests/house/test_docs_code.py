@@ -4,8 +4,12 @@ A block that cannot run here says why in the line before it: `<!-- not run: need
 must still compile.
 """
 
+import sys
+from itertools import pairwise
+
 import pytest
 
+from longctx.plan import __main__ as plan
 from tests.helpers import pages
 
 pytestmark = pytest.mark.long
@@ -15,8 +19,19 @@ PYTHON = [p for p in PAGES if any(b.language == "python" for b in pages.blocks(p
 COMMANDS = [p for p in PAGES if pages.commands(p)]
 
 
+# A plan and what the page says that it prints.
+PLANS = [
+    pytest.param(pages.words(lines[0]), said.code, id=f"{page}: {lines[0][13:60]}")
+    for page in PAGES
+    for asked, said in pairwise(pages.blocks(page))
+    if asked.language == "sh" and said.language == "text"
+    and len(lines := pages.joined(asked.code)) == 1 and lines[0].startswith("longctx plan ")
+]  # fmt: skip
+
+
 def test_something_is_found():
     assert "README.md" in PYTHON
+    assert len(PLANS) >= 4
     assert sum(len(pages.commands(page)) for page in PAGES) > 50
 
 
@@ -42,6 +57,14 @@ def test_command_lines_are_read(page, tmp_path):
             wrong[command.line] = f"{type(error).__name__}: {error}"
     assert wrong == {}
     assert list(tmp_path.iterdir()) == [], "a command did something"
+
+
+@pytest.mark.parametrize(("command", "said"), PLANS)
+def test_plans_print_what_a_page_says(command, said, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", command[1:])
+    plan.main()
+    printed = {line.strip() for line in capsys.readouterr().out.splitlines()}
+    assert [x for x in map(str.strip, said.splitlines()) if x and x not in printed] == []
 
 
 @pytest.mark.parametrize(
